@@ -1,0 +1,157 @@
+"""A plan: which channels of each group stay. A value that prints, compares and saves as JSON.
+
+A plan knows nothing of the model but the names and widths of its groups; ``ChannelGraph`` checks that they fit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import PlanError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which channels of each group stay.
+
+    Attributes:
+        kept: group name -> sorted indices of the channels that stay. Groups that are absent stay whole.
+        widths: group name -> number of channels before pruning, for every group in `kept`.
+
+    Raises:
+        PlanError: an index is out of range or given twice, a group would be emptied, or a width is missing.
+
+    >>> plan = Plan(kept={"conv1": (0, 2)}, widths={"conv1": 4})
+    >>> plan.removed("conv1")
+    (1, 3)
+    >>> Plan.from_json(plan.to_json()) == plan
+    True
+    """
+
+    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    widths: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kept = {name: tuple(sorted(int(i) for i in indices)) for name, indices in self.kept.items()}
+        widths = {name: int(width) for name, width in self.widths.items() if name in kept}
+        for name, indices in kept.items():
+            _check_group(name, indices, widths)
+        object.__setattr__(self, "kept", kept)
+        object.__setattr__(self, "widths", widths)
+
+    @classmethod
+    def from_removed(cls, removed: Mapping[str, Iterable[int]], widths: Mapping[str, int]) -> Plan:
+        """Return the plan that removes these channels and keeps all others.
+
+        >>> Plan.from_removed({"conv1": [1]}, {"conv1": 3}).kept["conv1"]
+        (0, 2)
+        """
+        kept = {}
+        for name, indices in removed.items():
+            if name not in widths:
+                raise PlanError(f"group {name!r} has channels to remove but no width: give widths[{name!r}].")
+            gone = set(indices)
+            if outside := sorted(i for i in gone if not 0 <= i < widths[name]):
+                raise PlanError(f"group {name!r} has channels 0 to {widths[name] - 1}; asked to remove {outside}.")
+            kept[name] = tuple(i for i in range(widths[name]) if i not in gone)
+        return cls(kept, {name: widths[name] for name in kept})
+
+    def removed(self, name: str) -> tuple[int, ...]:
+        """Return the indices of the channels of one group that go (none for a group not in the plan)."""
+        if name not in self.kept:
+            return ()
+        stay = set(self.kept[name])
+        return tuple(i for i in range(self.widths[name]) if i not in stay)
+
+    @property
+    def removed_count(self) -> int:
+        """Number of channels that go, over all groups."""
+        return sum(self.widths[name] - len(kept) for name, kept in self.kept.items())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.kept)
+
+    def __eq__(self, other: object) -> bool:
+        """Plans are equal when they remove the same channels; a group listed whole equals a group not listed."""
+        if not isinstance(other, Plan):
+            return NotImplemented
+        return self._essence() == other._essence()
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._essence().items()))
+
+    def _essence(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        return {n: (self.widths[n], kept) for n, kept in self.kept.items() if len(kept) < self.widths[n]}
+
+    def __str__(self) -> str:
+        if not self._essence():
+            return "Plan: nothing is removed"
+        lines = [f"Plan: {self.removed_count} channels removed"]
+        lines += [f"  {name}: {width} -> {len(kept)}" for name, (width, kept) in self._essence().items()]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text, readable by `from_json`."""
+        groups = {name: {"width": self.widths[name], "kept": list(kept)} for name, kept in self.kept.items()}
+        return json.dumps({"format": FORMAT, "groups": groups}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan from the text that `to_json` wrote.
+
+        Raises:
+            PlanError: the text is no JSON, or no plan of this format.
+        """
+        try:
+            raw: Any = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"expected the JSON of a plan; it cannot be parsed ({error}).") from error
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT or not isinstance(raw.get("groups"), dict):
+            raise PlanError(f'expected {{"format": {FORMAT}, "groups": {{…}}}}; found {text[:60]!r}.')
+        try:
+            kept = {name: tuple(group["kept"]) for name, group in raw["groups"].items()}
+            widths = {name: int(group["width"]) for name, group in raw["groups"].items()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"every group of a plan needs a width and a list of kept indices ({error!r}).") from error
+        return cls(kept, widths)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON; an existing file is replaced in one step, so a kill leaves the old or the new one."""
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            partial.write_text(self.to_json(), encoding="utf-8")
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan that `save` wrote.
+
+        Raises:
+            PlanError: there is no such file, or it holds no plan.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"no plan can be read from {os.fspath(path)!r}: {error}.") from error
+        return cls.from_json(text)
+
+
+def _check_group(name: str, indices: tuple[int, ...], widths: Mapping[str, int]) -> None:
+    if name not in widths:
+        raise PlanError(f"group {name!r} has kept channels but no width: give widths[{name!r}].")
+    if not indices:
+        raise PlanError(f"group {name!r} would be emptied: at least one of its {widths[name]} channels has to stay.")
+    if indices[0] < 0 or indices[-1] >= widths[name]:
+        raise PlanError(f"group {name!r} has channels 0 to {widths[name] - 1}; the plan keeps {list(indices)}.")
+    if len(set(indices)) < len(indices):
+        raise PlanError(f"group {name!r}: a channel is kept twice in {list(indices)}.")

@@ -1,0 +1,55 @@
+"""A plan is a value: it checks itself, compares by what it removes, and survives JSON."""
+
+import json
+
+import pytest
+
+from secateur.errors import PlanError
+from secateur.plan import Plan
+
+
+def test_kept_and_removed_are_complements():
+    plan = Plan.from_removed({"a": [2, 0]}, {"a": 4})
+    assert plan.kept["a"] == (1, 3)
+    assert plan.removed("a") == (0, 2)
+    assert plan.removed_count == 2
+
+
+def test_a_group_listed_whole_equals_a_group_not_listed():
+    assert Plan({"a": (0, 1)}, {"a": 2}) == Plan()
+    assert Plan({"a": (0,)}, {"a": 2}) != Plan({"a": (1,)}, {"a": 2})
+
+
+def test_save_and_load_give_the_same_plan(tmp_path):
+    plan = Plan({"a": (0, 2)}, {"a": 3})
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "widths", "message"),
+    [
+        ({"a": ()}, {"a": 2}, "would be emptied"),
+        ({"a": (2,)}, {"a": 2}, "has channels 0 to 1"),
+        ({"a": (-1,)}, {"a": 2}, "has channels 0 to 1"),
+        ({"a": (1, 1)}, {"a": 2}, "kept twice"),
+        ({"a": (1,)}, {}, "no width"),
+    ],
+)
+def test_a_malformed_plan_is_refused(kept, widths, message):
+    with pytest.raises(PlanError, match=message):
+        Plan(kept, widths)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", json.dumps({"format": 99, "groups": {}}), '{"format": 1, "groups": {"a": 3}}']
+)
+def test_text_that_is_no_plan_is_refused(text):
+    with pytest.raises(PlanError):
+        Plan.from_json(text)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(PlanError, match="nowhere"):
+        Plan.load(tmp_path / "nowhere.json")
