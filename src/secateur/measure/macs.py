@@ -96,7 +96,7 @@ def _trilinear(i1: Any, i2: Any, i3: Any, expand1: Any, expand2: Any, expand3: A
         for dim in sorted(expand):
             sizes.insert(dim, 1)
         full.append(sizes)
-    return 2 * math.prod(max(sizes) for sizes in zip(*full, strict=True))
+    return 2 * int(math.prod(max(sizes) for sizes in zip(*full, strict=True)))
 
 
 _UNCOUNTED = {
