@@ -90,7 +90,7 @@ def test_a_missing_function_gets_a_suggestion(file):
 
 @pytest.mark.parametrize("ending", ["", ":"])
 def test_a_file_without_a_function_lists_its_functions(file, ending):
-    with pytest.raises(ModelError, match="names no function; .* one of make, not_a_model, fails"):
+    with pytest.raises(ModelError, match=r"names no function; .* one of make, not_a_model, fails"):
         models.resolve(f"{file}{ending}")
 
 

@@ -21,13 +21,13 @@ def test_timm_gets_classes_channels_and_its_own_options():
 
 def test_a_misspelt_timm_model_gets_a_suggestion():
     pytest.importorskip("timm")
-    with pytest.raises(UnknownName, match="no timm model is called 'resnet_18'; did you mean .*'resnet18'"):
+    with pytest.raises(UnknownName, match=r"no timm model is called 'resnet_18'; did you mean .*'resnet18'"):
         models.resolve("timm:resnet_18")
 
 
 def test_an_argument_that_timm_does_not_take_is_an_error():
     pytest.importorskip("timm")
-    with pytest.raises(ModelError, match="timm:resnet18 cannot be built: .*no_such_option"):
+    with pytest.raises(ModelError, match=r"timm:resnet18 cannot be built: .*no_such_option"):
         on_meta("timm:resnet18", no_such_option=1)
 
 
@@ -48,7 +48,7 @@ def test_torchvision_downloads_no_backbone_unasked(monkeypatch):
 
 def test_a_misspelt_torchvision_model_gets_a_suggestion():
     pytest.importorskip("torchvision")
-    with pytest.raises(UnknownName, match="no torchvision model is called 'resnet81'; did you mean .*'resnet18'"):
+    with pytest.raises(UnknownName, match=r"no torchvision model is called 'resnet81'; did you mean .*'resnet18'"):
         models.resolve("torchvision:resnet81")
 
 
