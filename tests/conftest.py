@@ -1,9 +1,12 @@
-"""Test support: makes torchvision (and timm, which imports it) usable beside a CPU build of torch."""
+"""Test support: no network, and torchvision (with timm, which imports it) usable beside a CPU build of torch."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so it is set before any test is
 
 SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
