@@ -13,8 +13,10 @@
     ├── MethodError        a method cannot work on what it was given
     ├── NothingToPrune     no channel is free to go
     ├── StoreError         a saved model that cannot be read or written
+    ├── ModelError         a model that cannot be built or loaded
     ├── DataError          a data set that cannot be found or read
     ├── TrainingError      a training run that cannot start or go on
+    ├── MissingExtra       an optional dependency is not installed; names the extra that brings it
     └── UnknownName        no method, model, module or data set of that name; suggests near ones
 
 Warnings: ``NothingPruned`` (a call that was valid and removed nothing).
@@ -71,12 +73,20 @@ class StoreError(SecateurError):
     """A saved model cannot be read or written."""
 
 
+class ModelError(SecateurError, ValueError):
+    """A model cannot be built or loaded."""
+
+
 class DataError(SecateurError, ValueError):
     """A data set cannot be found or read."""
 
 
 class TrainingError(SecateurError):
     """A training run cannot start or go on."""
+
+
+class MissingExtra(SecateurError, ImportError):
+    """An optional dependency is not installed."""
 
 
 class UnknownName(SecateurError, LookupError):

@@ -1,0 +1,58 @@
+"""Batches and the models they are fed to: where they are, how they are moved, and flags that are put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter or buffer; the CPU for a model without any."""
+    for tensor in chain[Tensor](model.parameters(), model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Return the batch with every tensor in it on `device`; the containers keep their types.
+
+    >>> to_device({"x": torch.ones(1), "name": "a"}, torch.device("cpu"))
+    {'x': tensor([1.]), 'name': 'a'}
+    """
+    if callable(getattr(batch, "to", None)):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def sample_count(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Return the length of the first axis of the first input that has axes; 1 if none has.
+
+    >>> sample_count((torch.zeros(4, 2),), {})
+    4
+    """
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.ndim > 0:
+            return value.shape[0]
+    return 1
+
+
+@contextmanager
+def same_modes_after(model: nn.Module) -> Iterator[None]:
+    """Leave every module's train/eval flag after the block as it was before it, also after an exception."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
