@@ -26,7 +26,7 @@ def colour(value, size=4):
 
 
 def write(path, encoded, labels, column="img"):
-    rows = [{"bytes": item, "path": f"{number}.png"} for number, item in enumerate(encoded)]
+    rows = [item and {"bytes": item, "path": f"{number}.png"} for number, item in enumerate(encoded)]
     parquet.write_table(pyarrow.table({column: rows, "label": labels}), path)
 
 
@@ -86,6 +86,24 @@ def test_a_truncated_image_is_named(folder):
 def test_images_of_two_sizes_are_an_error(folder):
     write(folder / "train-00001-of-00002.parquet", [png(colour(1, size=5))], [0])
     with pytest.raises(DataError, match=r"has the shape \(3, 5, 5\); the images before it have \(3, 4, 4\)"):
+        data.cifar10(folder)
+
+
+def test_a_row_without_an_image_is_named(folder):
+    write(folder / "train-00001-of-00002.parquet", [png(colour(1)), None], [0, 0])
+    with pytest.raises(DataError, match="train row 3 has no image"):
+        data.cifar10(folder)
+
+
+def test_a_row_without_a_label_is_an_error(folder):
+    write(folder / "train-00001-of-00002.parquet", [png(colour(1))] * 2, [0, None])
+    with pytest.raises(DataError, match="train has rows without a label"):
+        data.cifar10(folder)
+
+
+def test_labels_beyond_the_classes_are_an_error(folder):
+    write(folder / "train-00001-of-00002.parquet", [png(colour(1))], [10])
+    with pytest.raises(DataError, match="train labels go from 3 to 10; expected 0 to 9"):
         data.cifar10(folder)
 
 

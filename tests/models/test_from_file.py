@@ -104,6 +104,13 @@ def test_an_argument_that_the_function_does_not_take_is_an_error(file):
         models.resolve(f"{file}:make", depth=3)
 
 
+def test_a_callable_that_does_not_tell_its_arguments_is_called(tmp_path):
+    path = tmp_path / "builtin.py"
+    path.write_text("make = type")
+    with pytest.raises(ModelError, match="make failed: TypeError"):
+        models.resolve(f"{path}:make", class_count=1)
+
+
 def test_an_error_inside_the_function_keeps_its_cause(file):
     with pytest.raises(ModelError, match="fails failed: RuntimeError: no such block") as caught:
         models.resolve(f"{file}:fails")

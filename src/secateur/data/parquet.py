@@ -143,6 +143,8 @@ def _batches(rows: Any, place: str, columns: Columns, limit: int | None) -> Iter
         if batch is None:
             return
         encoded, label = batch[columns.image][:left], batch[columns.label][:left]
+        if None in label:
+            raise DataError(f"{place} has rows without a {columns.label}; repair or remove them.")
         left = None if left is None else left - len(label)
         yield encoded, label
 
@@ -150,6 +152,8 @@ def _batches(rows: Any, place: str, columns: Columns, limit: int | None) -> Iter
 def _decode(encoded: list[Any], place: str, first_row: int, before: list[Tensor]) -> Tensor:
     pixels = []
     for offset, item in enumerate(encoded):
+        if item is None:
+            raise DataError(f"{place} {first_row + offset} has no image; repair or remove it.")
         label = f"{place} {first_row + offset} ({item['path']})"
         pixels.append(decode(item["bytes"] or Path(item["path"]), label=label))
         expected = tuple(before[0].shape[1:]) if before else pixels[0].shape

@@ -10,10 +10,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
+from ..arguments import misfit
 from ..errors import DataError, UnknownName
 from .cifar import cifar10
 from .digits import digits
@@ -53,9 +53,6 @@ def resolve(name: str, **kwargs: Any) -> ImageData:
     places = [place] if place else []
     if colon and not place:
         raise DataError(f"{name!r}: nothing follows the colon; give a place, e.g. {kind}:PATH.")
-    try:
-        inspect.signature(SOURCES[kind]).bind(*places, **kwargs)
-    except TypeError as error:
-        takes = inspect.signature(SOURCES[kind])
-        raise DataError(f"{name!r} cannot be loaded: {error}; {kind}:PATH sets the first of {takes}.") from error
+    if reason := misfit(SOURCES[kind], *places, **kwargs):
+        raise DataError(f"{name!r} cannot be loaded: {reason}; {kind}:PATH sets the first of them.")
     return SOURCES[kind](*places, **kwargs)

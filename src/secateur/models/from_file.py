@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from ..arguments import misfit
 from ..errors import ModelError, UnknownName
 
 
@@ -93,12 +93,8 @@ def _function(module: ModuleType, name: str, path: Path) -> Any:
 
 
 def _call(factory: Any, label: str, kwargs: dict[str, Any]) -> nn.Module:
-    try:
-        inspect.signature(factory).bind(**kwargs)
-    except TypeError as error:
-        raise ModelError(
-            f"{label} was called with {kwargs}: {error}; it takes {inspect.signature(factory)}."
-        ) from error
+    if reason := misfit(factory, **kwargs):
+        raise ModelError(f"{label} was called with {kwargs}: {reason}.")
     try:
         model = factory(**kwargs)
     except Exception as error:

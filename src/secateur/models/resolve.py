@@ -11,13 +11,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from ..arguments import misfit
 from ..errors import ModelError, UnknownName
 from .densenet import densenet40
 from .from_file import from_file
@@ -115,13 +115,6 @@ def resolve(
         raise UnknownName("model", name, OWN, hint=f"Other sources: {prefixes}, FILE.py:FUNCTION.")
     if pretrained:
         raise ModelError(f"pretrained=True: {name!r} comes without trained weights; train it, or load your own.")
-    return _build_own(name, asked | kwargs)
-
-
-def _build_own(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    factory = OWN[name]
-    try:
-        inspect.signature(factory).bind(**kwargs)
-    except TypeError as error:
-        raise ModelError(f"{name} cannot be built: {error}; it takes {inspect.signature(factory)}.") from error
-    return factory(**kwargs)
+    if reason := misfit(OWN[name], **asked, **kwargs):
+        raise ModelError(f"{name} cannot be built: {reason}.")
+    return OWN[name](**asked, **kwargs)
