@@ -1,1 +1,1 @@
-"""surgery."""
+"""Plan to smaller model. Knows nothing of methods."""

@@ -1,0 +1,428 @@
+"""From ties to groups: one connected-components call says which slots are one channel, equal footprints make a
+group.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, nn
+
+from ..errors import PlanError, UnknownName, UnsupportedOp, did_you_mean
+from ..plan import Plan
+from .costs import CostModel, element_sizes
+from .labels import FROZEN, Labels, axes, compact
+from .rules import RULES
+from .rules.convolution import kernel_axes
+from .rules.pointwise import meeting
+from .rules.recurrent import tie_recurrent
+from .tape import Op, Tape, record, state_items
+
+log = logging.getLogger(__name__)
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one parameter or buffer that a group runs along.
+
+    Attributes:
+        tensor: name of the parameter or buffer, e.g. ``"layer1.0.conv1.weight"``.
+        axis: which axis of it.
+        per_channel: how many places of that axis one channel takes.
+        module: path of the owning module.
+        role: "out", "in", or the axis number for a tensor of a module that torch does not define.
+    """
+
+    tensor: str
+    axis: int
+    per_channel: int
+    module: str
+    role: str
+
+    @property
+    def label(self) -> str:
+        """Short form, e.g. ``"layer1.0.conv1:out"``."""
+        return f"{self.module}:{self.role}" if self.role in ("in", "out") else f"{self.tensor}:{self.role}"
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that are interchangeable: the width of a layer, whatever the layer is.
+
+    Attributes:
+        name: path of the first module that makes these channels; unique in its graph.
+        channels: (width,) component numbers, in the order of the first member's axis.
+        members: every axis the group runs along.
+    """
+
+    name: str
+    channels: Array
+    members: tuple[Member, ...]
+
+    @property
+    def width(self) -> int:
+        """Number of channels."""
+        return len(self.channels)
+
+    @property
+    def labels(self) -> set[str]:
+        """Short forms of the members, e.g. ``{"conv1:out", "bn1:out", "conv2:in"}``."""
+        return {member.label for member in self.members}
+
+
+@dataclass(eq=False)
+class ChannelGraph:
+    """Which channels of a model live and die together. Made by `trace`; knows nothing of weights or methods.
+
+    Attributes:
+        groups: name -> group, in the order of the forward pass.
+        unknown: (operation, module path) of each operation without a rule; what touches it is frozen.
+        shapes: parameter or buffer name -> shape of the traced model.
+        tape: what was recorded.
+        costs: MACs, parameters and bytes of any plan.
+    """
+
+    groups: dict[str, ChannelGroup]
+    unknown: list[tuple[str, str]]
+    shapes: dict[str, tuple[int, ...]]
+    tape: Tape
+    labels: Labels = field(repr=False)
+    component: Array = field(repr=False)  # slot -> channel
+    aliases: dict[str, str] = field(repr=False)  # every name of a tied tensor -> the name the tape uses
+    op_layers: list[list[list[Tensor]]] = field(repr=False)
+    modules: tuple[str, ...] = field(repr=False)
+    sizes_of_elements: dict[str, tuple[bool, int]] = field(repr=False)
+    example: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)
+    costs: CostModel = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.costs = CostModel.of(self)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Group name -> number of channels."""
+        return {name: group.width for name, group in self.groups.items()}
+
+    @property
+    def channel_count(self) -> int:
+        """Number of channels that are free to go, over all groups."""
+        return sum(group.width for group in self.groups.values())
+
+    def __str__(self) -> str:
+        from .show import table
+
+        return table(self)
+
+    def explain(self, one: str, other: str) -> str:
+        """Say through which operations two layers came to share channels; see `secateur.graph.show.explain`."""
+        from .show import explain
+
+        return explain(self, one, other)
+
+    def check(self, plan: Plan) -> None:
+        """Raise `PlanError` if the plan names a group that this graph lacks, or one of another width."""
+        for name in plan:
+            group = self.groups.get(name)
+            if group is None:
+                near = did_you_mean(name, self.groups)
+                hint = f"; nearest: {', '.join(near)}" if near else ""
+                raise PlanError(f"the plan is of another model: it has a group {name!r}, this model has none{hint}.")
+            if group.width != plan.widths[name]:
+                raise PlanError(
+                    f"the plan is of another model: its group {name!r} has {plan.widths[name]} channels, "
+                    f"this model's has {group.width}."
+                )
+
+    def alive(self, plan: Plan) -> Array:
+        """Return a bool array over components: True = stays."""
+        self.check(plan)
+        alive = np.ones(int(self.component.max(initial=0)) + 1, dtype=bool)
+        for name in plan:
+            alive[self.groups[name].channels[list(plan.removed(name))]] = False
+        return alive
+
+    def alive_along(self, name: str, alive: Array) -> list[tuple[frozenset[int], Array]]:
+        """For each layer of a parameter or buffer: its axes, and which places (bool, compact) stay alive."""
+        known = self.labels.params.get(self.aliases.get(name, name))
+        if known is None:
+            return []
+        return [(axes(layer), alive[self.component[compact(layer).numpy()]]) for layer in known[1]]
+
+    def shape_after(self, layers: Sequence[Tensor], shape: Sequence[int], alive: Array) -> tuple[int, ...]:
+        """Return the shape of a labelled tensor once the dead channels are gone."""
+        sizes = list(shape)
+        for layer in layers:
+            places = alive[self.component[compact(layer).numpy()]]
+            if places.all():
+                continue
+            varying = axes(layer)
+            for axis in varying:
+                others = tuple(d for d in range(places.ndim) if d != axis)
+                sizes[axis] = min(sizes[axis], int(places.any(axis=others).sum()))
+        return tuple(sizes)
+
+    def touching(self, paths: Iterable[str]) -> set[str]:
+        """Names of the groups that any parameter of these modules (or of modules inside them) belongs to.
+
+        Raises:
+            UnknownName: no module has that path.
+        """
+        found: set[str] = set()
+        for path in paths:
+            if path and path not in self.modules and path not in self.groups:
+                raise UnknownName("module", path, self.modules)
+            for name, group in self.groups.items():
+                if name == path or any(_inside(member.module, path) for member in group.members):
+                    found.add(name)
+        return found
+
+
+def _inside(module: str, path: str) -> bool:
+    return module == path or not path or module.startswith(f"{path}.")
+
+
+def trace(
+    model: nn.Module,
+    args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    strict: bool = False,
+    granularity: str = "heads",
+    carrier: str | None = None,
+) -> ChannelGraph:
+    """Find which channels of a model live and die together, from one forward pass on tensors without data.
+
+    Args:
+        model: any module; nothing of it changes.
+        args: the example input: a tensor, or a tuple of positional inputs. Its batch size is not baked in.
+        kwargs: keyword inputs.
+        strict: raise on an operation without a rule, where False freezes the channels that touch it.
+        granularity: "heads" cuts attention by whole heads, "head_dims" by dimensions of every head alike.
+        carrier: "meta", "fake" or "real" tensors; None takes the first that the model runs on.
+
+    Returns:
+        The channel graph; print it to see the groups.
+
+    Raises:
+        TraceError: the model rejects the input or returns no tensor.
+        UnsupportedOp: `strict` and an operation has no rule.
+        ValueError: an unknown granularity.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    >>> trace(net, torch.zeros(1, 3, 8, 8)).widths
+    {'0': 8}
+    """
+    if granularity not in ("heads", "head_dims"):
+        raise ValueError(f"granularity={granularity!r}: expected 'heads' or 'head_dims'.")
+    example = as_args(args), dict(kwargs or {})
+    tape = record(model, *example, carrier=carrier)
+    return analyse(model, tape, example, strict=strict, heads=granularity == "heads")
+
+
+def as_args(args: Any) -> tuple[Any, ...]:
+    """Return positional inputs as a tuple: a list or tuple as it is, anything else as the only input."""
+    return tuple(args) if isinstance(args, (tuple, list)) else () if args is None else (args,)
+
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def analyse(
+    model: nn.Module, tape: Tape, example: Example, *, strict: bool = False, heads: bool = True
+) -> ChannelGraph:
+    """Pass labels along a tape and read the groups off the ties."""
+    labels = Labels(tape.state, heads=heads)
+    shapes: dict[str, tuple[int, ...]] = {}
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in state_items(model):
+        shapes[name] = tuple(tensor.shape)
+        aliases[name] = first.setdefault(id(tensor), name)
+    modules = dict(model.named_modules())
+    labels.kernel = kernel_axes(modules, tape.state, {name: len(shape) for name, shape in shapes.items()})
+    op_layers = [_step(labels, op, strict) for op in tape.ops]
+    labels.op = None
+    for ref in tape.outputs:
+        for layer in labels.get(ref):
+            labels.freeze(layer, "an output of the model")
+    tie_recurrent(labels, modules)
+    component = _components(labels)
+    groups = _groups(labels, component, modules)
+    for name, path in labels.unknown:
+        log.warning("no rule for %s in %s: the channels that touch it are frozen", name, path or "the model")
+    return ChannelGraph(
+        groups=groups,
+        unknown=labels.unknown,
+        shapes=shapes,
+        tape=tape,
+        labels=labels,
+        component=component,
+        aliases=aliases,
+        op_layers=op_layers,
+        modules=tuple(modules),
+        sizes_of_elements=element_sizes(model),
+        example=example,
+    )
+
+
+def _step(labels: Labels, op: Op, strict: bool) -> list[list[Tensor]]:
+    labels.op = op
+    rule = RULES.get(op.name)
+    if rule is None and torch.Tag.pointwise in op.func.tags:
+        rule = meeting
+    if rule is not None:
+        rule(labels, op)
+    else:
+        _freeze_around(labels, op, strict)
+    return [labels.layers.get(ref.number, []) for ref in op.outs()]
+
+
+def _freeze_around(labels: Labels, op: Op, strict: bool) -> None:
+    touched = [layer for ref in op.refs() for layer in labels.get(ref)]
+    for ref in op.outs():
+        labels.set(ref, [])
+    if not touched:
+        return
+    if strict:
+        raise UnsupportedOp(
+            f"{op.module or 'the model'} calls {op.func}, and no rule says how channels pass through it. "
+            "Add a rule in graph/rules/, or trace with strict=False to freeze the channels that touch it."
+        )
+    labels.unknown.append((str(op.func), op.module))
+    for layer in touched:
+        labels.freeze(layer, "no rule for it")
+
+
+def _components(labels: Labels) -> Array:
+    """Slot -> channel number. Grids that no later operation settled are settled here, by tying equal blocks."""
+    settled: set[int] = set()
+    while True:
+        component = _connect(labels)
+        changed = False
+        for k, (grid, op_index) in enumerate(labels.grids):
+            if k not in settled and _settle(labels, component, grid, op_index):
+                changed = True
+            settled.add(k) if not changed else None
+        if not changed:
+            return component
+
+
+def _connect(labels: Labels) -> Array:
+    if not labels.ties:
+        return np.arange(labels.slot_count)
+    one = np.concatenate([a for a, _ in labels.ties])
+    other = np.concatenate([b for _, b in labels.ties])
+    ones = np.ones(len(one), dtype=np.int8)
+    size = labels.slot_count
+    _, component = connected_components(coo_matrix((ones, (one, other)), shape=(size, size)), directed=False)
+    return np.asarray(component)
+
+
+def _settle(labels: Labels, component: Array, grid: Tensor, op_index: int) -> bool:
+    """Make a grid's channels vary along one axis only; True if ties were added."""
+    numbers = component[grid.numpy()]
+    varying = [d for d in range(numbers.ndim) if numbers.shape[d] > 1 and (numbers != numbers.take([0], axis=d)).any()]
+    if len(varying) < 2:
+        return False
+    inner = max(varying)
+    for axis in varying:
+        if axis != inner:
+            head = grid.narrow(axis, 0, 1).expand(grid.shape)
+            labels.ties.append((head.reshape(-1).numpy(), grid.reshape(-1).numpy()))
+            labels.tie_ops.append(op_index)
+    return True
+
+
+def _groups(labels: Labels, component: Array, modules: dict[str, nn.Module]) -> dict[str, ChannelGroup]:
+    """Channels with the same footprint over (tensor, axis) and over every product are one group."""
+    places = [(name, k, compact(x)) for name, (_, ls) in labels.params.items() for k, x in enumerate(ls)]
+    factors = {(f.data_ptr(), tuple(f.shape)): f for c in labels.contractions for f in c.factors}
+    arrays = [component[x.numpy().ravel()] for _, _, x in places] + [
+        component[f.numpy().ravel()] for f in factors.values()
+    ]
+    count = int(component.max(initial=0)) + 1
+    if not places:
+        return {}
+    hashes = np.random.default_rng(0).integers(1, 2**63, size=len(arrays), dtype=np.uint64)
+    footprint = np.zeros(count, dtype=np.uint64)
+    np.add.at(footprint, np.concatenate(arrays), np.repeat(hashes, [len(a) for a in arrays]))
+    has_parameter = np.zeros(count, dtype=bool)
+    has_parameter[np.concatenate(arrays[: len(places)])] = True
+    has_parameter[component[FROZEN]] = False
+    first_slot = np.zeros(count, dtype=np.int64)
+    first_slot[component[::-1]] = np.arange(len(component))[::-1]
+    free = np.flatnonzero(has_parameter)
+    free = free[np.argsort(first_slot[free], kind="stable")]
+    _, first, which = np.unique(footprint[free], return_index=True, return_inverse=True)
+    order = np.argsort(first, kind="stable")
+    group_of = np.full(count, -1)
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    group_of[free] = rank[which.ravel()]
+    channels = (
+        np.split(free[np.argsort(group_of[free], kind="stable")], np.cumsum(np.bincount(group_of[free]))[:-1])
+        if len(free)
+        else []
+    )
+    members = _members(labels, places, arrays, group_of, [len(c) for c in channels], modules)
+    result: dict[str, ChannelGroup] = {}
+    for numbers, own in zip(channels, members, strict=True):
+        if len(numbers) > 1:
+            name = _name(own, result)
+            result[name] = ChannelGroup(name, numbers, tuple(own))
+    return result
+
+
+def _members(
+    labels: Labels,
+    places: list[Any],
+    arrays: list[Array],
+    group_of: Array,
+    widths: list[int],
+    modules: dict[str, nn.Module],
+) -> list[list[Member]]:
+    members: list[list[Member]] = [[] for _ in widths]
+    for (name, k, _), numbers in zip(places, arrays, strict=False):
+        layer = labels.params[name][1][k]
+        axis = max(axes(layer), default=0)
+        of = group_of[numbers]
+        present = of[of >= 0]
+        if not len(present):
+            continue
+        counts = np.bincount(present, minlength=len(widths))
+        path = name.rpartition(".")[0].partition(".parametrizations")[0]
+        for group in np.flatnonzero(counts):
+            per_channel = max(1, int(counts[group]) // widths[group])
+            members[group].append(Member(name, axis, per_channel, path, _role(modules.get(path), name, axis)))
+    return members
+
+
+def _role(module: nn.Module | None, name: str, axis: int) -> str:
+    leaf = name.rpartition(".")[2]
+    if module is None or isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return str(axis)
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and axis < 2:
+        return "out" if leaf in ("bias", "original0") or axis == int(transposed) else "in"
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "out" if axis == 1 else "in"
+    if leaf in ("weight", "bias", "running_mean", "running_var") and axis == 0:
+        return "out"
+    return str(axis)
+
+
+def _name(members: list[Member], taken: dict[str, ChannelGroup]) -> str:
+    base = next((m.module or m.tensor for m in members if m.role == "out"), members[0].module or members[0].tensor)
+    name, number = base, 1
+    while name in taken:
+        number += 1
+        name = f"{base}#{number}"
+    return name

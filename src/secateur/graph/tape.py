@@ -1,0 +1,454 @@
+"""Run the model once on tensors without data and write down every operation.
+
+A ``TorchDispatchMode`` sees each ATen operation after composite ones are decomposed, so few kinds remain and any Python
+control flow is fine. Three carriers are tried in this order: plain meta tensors (lightest), fake tensors (for models
+that
+ask tensors for their device or mix in constants), real tensors (for models with ``.item()`` or NumPy inside).
+Nothing of the model changes: parameters are swapped in its dictionaries and put back, and so is all the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import random
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..errors import TraceError
+
+log = logging.getLogger(__name__)
+
+CARRIERS = ("meta", "fake", "real")
+
+
+class Ref:
+    """A tensor on the tape: its number and its shape."""
+
+    __slots__ = ("dtype", "number", "shape")
+
+    def __init__(self, number: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.number, self.shape, self.dtype = number, shape, dtype
+
+    def __repr__(self) -> str:
+        return f"%{self.number}{list(self.shape)}"
+
+
+@dataclass(slots=True)
+class Op:
+    """One ATen operation of the forward pass.
+
+    Attributes:
+        index: position on the tape.
+        func: the operation, e.g. ``aten.view.default``.
+        name: its name without namespace, overload and the underscore of in-place variants, e.g. ``"view"``.
+        args: positional arguments; every tensor is a `Ref`.
+        kwargs: keyword arguments; every tensor is a `Ref`.
+        out: what it returned; every tensor is a `Ref`.
+        module: path of the module that ran it ("" = the model itself).
+        is_scaled: part of an attention call that derives its scale from the width of the queries.
+    """
+
+    index: int
+    func: Any
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    module: str
+    is_scaled: bool = False
+
+    def refs(self) -> list[Ref]:
+        """Tensors among the arguments, in order."""
+        return [*leaves(self.args), *leaves(self.kwargs)]
+
+    def outs(self) -> list[Ref]:
+        """Tensors among the results, in order."""
+        return leaves(self.out)
+
+
+@dataclass
+class Tape:
+    """What happened in one forward pass.
+
+    Attributes:
+        ops: the operations in order.
+        state: tensor number -> name of the parameter or buffer (the first name of a tied one).
+        outputs: the tensors the model returned.
+        carrier: "meta", "fake" or "real".
+    """
+
+    carrier: str
+    ops: list[Op] = field(default_factory=list)
+    state: dict[int, str] = field(default_factory=dict)
+    outputs: list[Ref] = field(default_factory=list)
+
+
+def leaves(value: Any) -> list[Ref]:
+    """Every `Ref` inside nested lists, tuples and dictionaries."""
+    if isinstance(value, Ref):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [ref for item in value for ref in leaves(item)]
+    if isinstance(value, dict):
+        return [ref for item in value.values() for ref in leaves(item)]
+    return []
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Every tensor in nested lists, tuples, mappings and dataclasses; other objects (caches) are not looked into."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [t for item in value for t in tensors(item)]
+    if isinstance(value, Mapping):
+        return [t for item in value.values() for t in tensors(item)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [t for f in dataclasses.fields(value) for t in tensors(getattr(value, f.name, None))]
+    return []
+
+
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """Return `value` with every tensor replaced by ``function(tensor)``; containers keep their type where it is
+    plain.
+    """
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(function, item) for item in value))
+    if type(value) in (list, tuple):
+        return type(value)(map_tensors(function, item) for item in value)
+    if isinstance(value, dict):
+        copy = {key: map_tensors(function, item) for key, item in value.items()}
+        if type(value) is dict:
+            return copy
+        with contextlib.suppress(TypeError):
+            return type(value)(**copy)
+        return copy
+    return value
+
+
+class _AttentionWatch(TorchFunctionMode):
+    """Knows when the pass is inside an attention call whose scale is 1 / sqrt(width of the queries)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_inside = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.nn.functional.scaled_dot_product_attention or (kwargs or {}).get("scale") is not None:
+            return func(*args, **(kwargs or {}))
+        self.is_inside = True
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.is_inside = False
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, tape: Tape, state: dict[int, str], watch: ModuleWatch, attention: _AttentionWatch) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tape, self.watch, self.attention = tape, watch, attention
+        self.names = state  # id(tensor) -> name
+        self.numbers: dict[int, int] = {}
+        self.alive: list[Tensor] = []  # numbered tensors without a place of their own to keep the number
+        self.count = 0
+        self.opnames: dict[Any, str] = {}
+
+    def note(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.ref(value)
+        kind = type(value)
+        if kind is list or kind is tuple:
+            return kind([self.note(item) for item in value])
+        return value
+
+    def ref(self, tensor: Tensor) -> Ref:
+        key = id(tensor)
+        number = self.numbers.get(key)
+        if number is None:
+            number = getattr(tensor, "_tape_number", None)
+        if number is None:
+            number = self.count
+            self.count += 1
+            name = self.names.get(key)
+            if name is not None:
+                self.tape.state[number] = name
+                self.numbers[key] = number
+            elif self.tape.carrier == "real":
+                tensor._tape_number = number  # type: ignore[attr-defined]  # lets go of activations as the model does
+            else:
+                self.numbers[key] = number
+                self.alive.append(tensor)
+        return Ref(number, tuple(tensor.shape), tensor.dtype)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        noted = self.note(args)
+        noted_kwargs = {key: self.note(value) for key, value in kwargs.items()} if kwargs else {}
+        out = func(*args, **kwargs)
+        if func.namespace == "prim":
+            return out
+        name = self.opnames.get(func)
+        if name is None:
+            name = self.opnames[func] = op_name(func)
+        ops = self.tape.ops
+        ops.append(
+            Op(len(ops), func, name, noted, noted_kwargs, self.note(out), self.watch.path, self.attention.is_inside)
+        )
+        return out
+
+
+def op_name(func: Any) -> str:
+    """Name of an operation without namespace, overload and in-place underscore; other namespaces keep theirs.
+
+    >>> op_name(torch.ops.aten.add_.Tensor)
+    'add'
+    """
+    namespace, _, name = func._schema.name.partition("::")
+    if name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    return str(name) if namespace == "aten" else f"{namespace}::{name}"
+
+
+class ModuleWatch:
+    """Knows the path of the running module, and of the one that raised."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.names = {id(module): name for name, module in model.named_modules()}
+        self.stack: list[str] = [""]
+        self.path = ""
+        self.failed: str | None = None
+
+    def _enter(self, module: nn.Module, _args: Any) -> None:
+        self.path = self.names.get(id(module), self.path)
+        self.stack.append(self.path)
+
+    def _leave(self, _module: nn.Module, _args: Any, _out: Any) -> None:
+        if self.failed is None and sys.exc_info()[0] is not None:
+            self.failed = self.path
+        if len(self.stack) > 1:
+            self.stack.pop()
+        self.path = self.stack[-1]
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Follow every forward inside the block."""
+        before = nn.modules.module.register_module_forward_pre_hook(self._enter)
+        after = nn.modules.module.register_module_forward_hook(self._leave, always_call=True)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put everything of the model, and the random generators, back as it was when the block ends.
+
+    Flags, hooks, attributes, parameters and buffers of every module; one level of lists and dictionaries in attributes.
+    Values inside tensors are not copied: run on meta tensors, or on a copy, if the forward pass writes into them.
+    """
+    modules = list(model.modules())
+    before = [_snapshot(module) for module in modules]
+    python, cpu = random.getstate(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        for module, (plain, containers) in zip(modules, before, strict=True):
+            _restore(module, plain, containers)
+        random.setstate(python)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+def _snapshot(module: nn.Module) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
+    plain = dict(module.__dict__)
+    return plain, [(value, value.copy()) for value in plain.values() if type(value) in (dict, list, set, OrderedDict)]
+
+
+def _restore(module: nn.Module, plain: dict[str, Any], containers: list[tuple[Any, Any]]) -> None:
+    module.__dict__.clear()
+    module.__dict__.update(plain)
+    for value, copy in containers:
+        value.clear()
+        if isinstance(value, list):
+            value.extend(copy)
+        else:
+            value.update(copy)
+
+
+@contextlib.contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Make composite operations decompose: no fused attention, no fused encoder layer, no packed recurrent kernels."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    onednn = torch._C._get_mkldnn_enabled()  # the public context manager also touches TF32, and warns
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        torch._C._set_mkldnn_enabled(onednn)
+
+
+def state_names(model: nn.Module) -> dict[int, str]:
+    """id(tensor) -> first name, for every parameter and buffer of the model."""
+    names: dict[int, str] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        names.setdefault(id(tensor), name)
+    return names
+
+
+def record(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, carrier: str | None = None
+) -> Tape:
+    """Record one forward pass in evaluation mode.
+
+    Args:
+        model: any module; it is as before when this returns or raises.
+        args: positional inputs of one example batch.
+        kwargs: keyword inputs.
+        carrier: "meta", "fake" or "real"; None tries them in this order.
+
+    Returns:
+        The tape.
+
+    Raises:
+        TraceError: the model rejects the input, or returns no tensor.
+    """
+    _check_device(model, (args, kwargs))
+    failures: list[str] = []
+    last: Exception | None = None
+    for kind in (carrier,) if carrier else CARRIERS:
+        try:
+            return _record_on(model, args, dict(kwargs or {}), kind)
+        except TraceError:
+            raise
+        except Exception as error:
+            log.debug("recording on %s tensors failed: %s", kind, error)
+            failures.append(
+                f"{kind} tensors: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
+            last = error
+    shapes = [list(t.shape) for t in tensors((args, dict(kwargs or {})))]
+    raise TraceError(
+        f"the model cannot be run on the example input of shapes {shapes}: {failures[-1]}. "
+        "Give an input that model(*args, **kwargs) accepts in evaluation mode."
+    ) from last
+
+
+def _check_device(model: nn.Module, inputs: Any) -> None:
+    found = {t.device.type for t in tensors(inputs)} - {"meta"}
+    own = {p.device.type for p in model.parameters()} - {"meta"}
+    if len(own) == 1 and len(found) == 1 and own != found:
+        raise TraceError(f"the model is on {own.pop()!r} and the example input on {found.pop()!r}: move one of them.")
+
+
+def replay(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, carrier: str
+) -> tuple[Tape, Exception | None, str | None]:
+    """Record as far as the model runs. Returns the tape, the error that ended it, and the module that raised it."""
+    tape = Tape(carrier)
+    try:
+        _record_on(model, args, dict(kwargs), carrier, tape)
+    except Exception as error:
+        return tape, error, getattr(error, "_module_path", None)
+    return tape, None, None
+
+
+def _record_on(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], carrier: str, tape: Tape | None = None
+) -> Tape:
+    from torch._subclasses import FakeTensorMode
+
+    tape = tape or Tape(carrier)
+    names = state_names(model)
+    watch = ModuleWatch(model)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(untouched(model))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(plain_kernels())
+        set_training(model, False)
+        if carrier != "real":
+            convert: Callable[[Tensor], Tensor]
+            if carrier == "meta":
+                convert = to_meta
+                stack.enter_context(torch.device("meta"))
+            else:
+                mode = FakeTensorMode(allow_non_fake_inputs=True)
+                convert = mode.from_tensor
+                stack.enter_context(mode)
+            names = swap_state_(model, convert)
+            args, kwargs = map_tensors(convert, args), map_tensors(convert, kwargs)
+        elif any(t.device.type == "meta" for t in model.parameters()):
+            raise RuntimeError("the parameters are on the meta device and hold no data")
+        stack.enter_context(watch.watching())
+        attention = stack.enter_context(_AttentionWatch())
+        recorder = _Recorder(tape, names, watch, attention)
+        try:
+            with recorder:
+                out = model(*args, **kwargs)
+        except Exception as error:
+            error._module_path = watch.failed  # type: ignore[attr-defined]  # says where, to whoever repairs attributes
+            raise
+        found = tensors(out)
+        if not found:
+            raise TraceError(f"the model returned {type(out).__name__}, which holds no tensor: nothing to keep exact.")
+        tape.outputs = [recorder.ref(t) for t in found]
+    return tape
+
+
+def to_meta(tensor: Tensor) -> Tensor:
+    """Return a tensor like this one without data."""
+    if tensor.device.type == "meta":
+        return tensor
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def set_training(model: nn.Module, training: bool) -> None:
+    """Set every module's own flag, without calling a ``train`` that a class may have overridden."""
+    for module in model.modules():
+        module.__dict__["training"] = training
+
+
+def swap_state_(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> dict[int, str]:
+    """Replace every parameter and buffer by ``convert`` of it, in place; tied ones stay tied. Returns id -> name."""
+    made: dict[int, Tensor] = {}
+    names: dict[int, str] = {}
+    for path, module in model.named_modules():
+        for table in (module._parameters, module._buffers):
+            for key, tensor in table.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
+                    new = convert(tensor)
+                    if isinstance(tensor, nn.Parameter):
+                        new = nn.Parameter(new, requires_grad=False)
+                    made[id(tensor)] = new
+                    names.setdefault(id(new), f"{path}.{key}" if path else key)
+                table[key] = made[id(tensor)]
+        if isinstance(module, nn.RNNBase):  # keeps a list of its weights beside the dictionary
+            module.__dict__["_flat_weights"] = [module._parameters.get(n) for n in module._flat_weights_names]
+    return names
+
+
+def state_items(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    """Name and tensor of every parameter and buffer, tied ones under each of their names."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)

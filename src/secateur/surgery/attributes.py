@@ -1,0 +1,333 @@
+"""Make the numbers that modules remember agree with their narrower tensors.
+
+Torch's own layers have a table. For any other module the tape says which sizes its views, splits and slices used and
+what
+they must become; the module's attributes with that value are candidates. A replay of the tape on tensors without data
+then proves that every shape is as expected, and settles what is ambiguous. What cannot be settled raises.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..errors import SurgeryError
+from ..graph.groups import ChannelGraph
+from ..graph.labels import compact
+from ..graph.tape import Op, Ref, replay
+from .record import AttributeChange
+from .widths import apply_native_, needs_dropin, swap_attention_
+
+log = logging.getLogger(__name__)
+Array = np.ndarray[Any, Any]
+TRIES = 200  # replays before giving up
+
+
+@dataclass(frozen=True)
+class Holder:
+    """An attribute that may have to change: where it is and what it holds."""
+
+    module: str
+    name: str
+    value: int
+
+
+def repair_(
+    small: nn.Module, model: nn.Module, graph: ChannelGraph, alive: Array, cuts: dict[str, Any]
+) -> tuple[list[AttributeChange], dict[str, dict[str, Any]]]:
+    """Bring every attribute of a freshly cut model in line with its tensors, in place.
+
+    Returns:
+        The attribute changes in order, and the settings of each module that was swapped for a drop-in.
+
+    Raises:
+        SurgeryError: a width in the model's code cannot be found among its attributes.
+    """
+    changes = apply_native_(small, model)
+    swapped = {path: swap_attention_(small, model, graph, path, cuts) for path in needs_dropin(small, model)}
+    if not cuts:
+        return changes, swapped
+    wanted = wanted_sizes(graph, alive)
+    repair = _Repair(small, graph, alive, wanted, tuple(swapped))
+    repair.run()
+    return [*changes, *repair.changes()], swapped
+
+
+def wanted_sizes(graph: ChannelGraph, alive: Array) -> dict[str, dict[int, list[int]]]:
+    """For each module path: every size its operations were called with that must change -> what it must become."""
+    wanted: dict[str, dict[int, list[int]]] = {}
+    shapes: dict[int, tuple[int, ...]] = {}
+
+    def ask(op: Op, before: int, after: int) -> None:
+        if before != after:
+            options = wanted.setdefault(op.module, {}).setdefault(before, [])
+            if after not in options:
+                options.append(after)
+
+    for op, layers in zip(graph.tape.ops, graph.op_layers, strict=True):
+        for ref, own in zip(results(op), layers, strict=False):
+            after = graph.shape_after(own, ref.shape, alive) if own else ref.shape
+            shapes[ref.number] = after
+            if op.name not in ("convolution", "native_batch_norm", "relu", "add", "addmm", "mm", "bmm"):
+                for old, new in zip(ref.shape, after, strict=True):
+                    ask(op, old, new)
+        for old, new in _argument_sizes(graph, op, alive, shapes):
+            ask(op, old, new)
+    return wanted
+
+
+def _argument_sizes(
+    graph: ChannelGraph, op: Op, alive: Array, shapes: dict[int, tuple[int, ...]]
+) -> list[tuple[int, int]]:
+    """Sizes that an operation was given as numbers and that do not appear in the shape of its result."""
+    found: list[tuple[int, int]] = []
+    if op.name == "slice" and len(op.args) > 2:
+        source: Ref = op.args[0]
+        axis = op.args[1] % len(source.shape)
+        for layer in graph.labels.layers.get(source.number, []):
+            if layer.shape[axis] > 1 and layer.stride(axis):
+                places = alive[graph.component[compact(layer).numpy()]]
+                line = places.any(axis=tuple(d for d in range(places.ndim) if d != axis))
+                ends = [e for e in op.args[2:4] if isinstance(e, int) and 0 < e <= len(line)]
+                found += [(e, int(line[:e].sum())) for e in ends]
+                found += [(-e, -int(line[e:].sum())) for e in op.args[2:4] if isinstance(e, int) and -len(line) < e < 0]
+    if op.name == "constant_pad_nd":
+        found += _pad_sizes(graph, op, alive)
+    if op.name in ("native_layer_norm", "rms_norm", "_fused_rms_norm"):
+        source = op.args[0]
+        after = shapes.get(source.number, source.shape)
+        found += list(zip(source.shape[-len(op.args[1]) :], after[-len(op.args[1]) :], strict=True))
+    return found
+
+
+def _pad_sizes(graph: ChannelGraph, op: Op, alive: Array) -> list[tuple[int, int]]:
+    out: Ref = op.out
+    amounts = list(op.args[1])
+    found = []
+    for layer in graph.op_layers[op.index][0]:
+        for k in range(0, len(amounts), 2):
+            axis = len(out.shape) - 1 - k // 2
+            if layer.shape[axis] > 1 and layer.stride(axis):
+                line = alive[graph.component[compact(layer).numpy().ravel()]]
+                low, high = amounts[k], amounts[k + 1]
+                found += [(low, int(line[:low].sum()))] if low else []
+                found += [(high, int(line[-high:].sum()))] if high else []
+    return found
+
+
+def results(op: Op) -> list[Ref]:
+    """Tensors an operation returns for use: all parts of a split, but not the statistics beside a norm's result."""
+    return op.outs()[:1] if isinstance(op.out, tuple) else op.outs()
+
+
+class _Repair:
+    """A search over attribute values, scored by how far the replay gets."""
+
+    def __init__(
+        self,
+        small: nn.Module,
+        graph: ChannelGraph,
+        alive: Array,
+        wanted: dict[str, dict[int, list[int]]],
+        swapped: tuple[str, ...],
+    ) -> None:
+        self.small, self.graph, self.wanted, self.swapped = small, graph, wanted, swapped
+        self.modules = dict(small.named_modules())
+        self.tries = 0
+        self.expected: list[tuple[Op, list[tuple[int, ...]]]] = []
+        for op, layers in zip(graph.tape.ops, graph.op_layers, strict=True):
+            if not self._is_swapped(op.module):
+                shapes = [
+                    graph.shape_after(own, r.shape, alive) if own else r.shape
+                    for r, own in zip(results(op), layers, strict=False)
+                ]
+                self.expected.append((op, shapes))
+        self.holders, self.options = self._holders()
+        self.values: dict[Holder, int] = {}
+
+    def _is_swapped(self, path: str) -> bool:
+        return any(path == s or path.startswith(f"{s}.") for s in self.swapped)
+
+    def _holders(self) -> tuple[dict[str, list[Holder]], dict[Holder, list[int]]]:
+        """Find, for each module that used a size, the attributes with that value: its own, else its ancestors'."""
+        by_module: dict[str, list[Holder]] = {}
+        options: dict[Holder, list[int]] = {}
+        for path, sizes in self.wanted.items():
+            if self._is_swapped(path):
+                continue
+            for before, afters in sizes.items():
+                for holder in self._with_value(path, before):
+                    by_module.setdefault(path, []).append(holder)
+                    known = options.setdefault(holder, [])
+                    known += [a for a in afters if a not in known]
+        return by_module, options
+
+    def _with_value(self, path: str, value: int) -> list[Holder]:
+        while True:
+            module = self.modules.get(path)
+            found = [Holder(path, name, value) for name in matching(module, value)] if module is not None else []
+            if found or not path:
+                return found
+            path = path.rpartition(".")[0]
+
+    def run(self) -> None:
+        for holder, news in self.options.items():
+            if len(news) == 1 and not _is_unlikely(holder.name):
+                self._set(holder, news[0])
+        reached, problem = self._replay()
+        while problem is not None:
+            better = self._improve(reached, problem)
+            if better is None:
+                raise SurgeryError(self._complaint(problem))
+            reached, problem = better
+
+    def _set(self, holder: Holder, value: int) -> None:
+        write(self.modules[holder.module], holder.name, value)
+        if value == holder.value:
+            self.values.pop(holder, None)
+        else:
+            self.values[holder] = value
+
+    def changes(self) -> list[AttributeChange]:
+        return [AttributeChange(h.module, h.name, h.value, v) for h, v in self.values.items()]
+
+    def _replay(self) -> tuple[int, tuple[int, str, str] | None]:
+        """Run the small model; return how many operations agreed, and (index, module path, what was wrong) or None."""
+        self.tries += 1
+        args, kwargs = self.graph.example
+        tape, error, failed_in = replay(self.small, args, kwargs, carrier=self.graph.tape.carrier)
+        ops = [op for op in tape.ops if not self._is_swapped(op.module)]
+        for k, op in enumerate(ops):
+            if k >= len(self.expected):
+                break
+            known, shapes = self.expected[k]
+            if op.name != known.name:
+                if self.graph.tape.carrier == "real" and error is None:
+                    return len(self.expected), None  # control flow follows the data: the numbers are compared by verify
+                return k, (k, known.module, f"{op.name} ran where {known.name} was expected")
+            if [r.shape for r in results(op)] != shapes:
+                return k, (
+                    k,
+                    known.module,
+                    f"{op.name} gave {[list(r.shape) for r in results(op)]}, expected {[list(s) for s in shapes]}",
+                )
+        if error is not None:
+            where = failed_in if failed_in is not None else ""
+            k = min(len(ops), len(self.expected) - 1)
+            return len(ops), (k, where, f"{type(error).__name__}: {error}")
+        return len(self.expected), None
+
+    def _improve(self, reached: int, problem: tuple[int, str, str]) -> tuple[int, tuple[int, str, str] | None] | None:
+        """Try other values of attributes near the problem, for all modules of a class at once; keep the first that
+        helps.
+        """
+        for batch in self._candidates(problem):
+            if self.tries >= TRIES:
+                return None
+            before = {holder: self.values.get(holder, holder.value) for holder, _ in batch}
+            for holder, value in batch:
+                self._set(holder, value)
+            now, trouble = self._replay()
+            if trouble is None or now > reached:
+                return now, trouble
+            for holder, value in before.items():
+                self._set(holder, value)
+        return None
+
+    def _candidates(self, problem: tuple[int, str, str]) -> list[list[tuple[Holder, int]]]:
+        index, path, _ = problem
+        near = [path, self.expected[min(index, len(self.expected) - 1)][0].module]
+        paths = list(dict.fromkeys(p for start in near for p in _upwards(start)))
+        local = [h for p in paths for h in self._near(p)]
+        single: list[list[tuple[Holder, int]]] = []
+        for holder in dict.fromkeys(local):
+            for value in [*self.options.get(holder, []), holder.value]:
+                if value != self.values.get(holder, holder.value):
+                    alike = [(h, self._counterpart(h, holder, value)) for h in self.options if self._alike(h, holder)]
+                    single += [alike, [(holder, value)]] if len(alike) > 1 else [[(holder, value)]]
+        pairs = [a + b for i, a in enumerate(single[:12]) for b in single[i + 1 : 12] if a[0][0] != b[0][0]]
+        return single + pairs
+
+    def _near(self, path: str) -> list[Holder]:
+        """Holders used by a module, held by it, or below it one level."""
+        return [*self.holders.get(path, []), *(h for h in self.options if h.module == path)]
+
+    def _alike(self, one: Holder, other: Holder) -> bool:
+        return one.name == other.name and type(self.modules[one.module]) is type(self.modules[other.module])
+
+    def _counterpart(self, holder: Holder, like: Holder, value: int) -> int:
+        """Value of the same choice (keep, or the k-th option) for another module of the class."""
+        if value == like.value:
+            return holder.value
+        k = self.options[like].index(value) if value in self.options[like] else 0
+        options = self.options[holder]
+        return options[min(k, len(options) - 1)]
+
+    def _complaint(self, problem: tuple[int, str, str]) -> str:
+        index, path, what = problem
+        op = self.expected[min(index, len(self.expected) - 1)][0]
+        sizes = ", ".join(f"{a} -> {b}" for a, b in list(self.wanted.get(op.module, {}).items())[:6]) or "none"
+        return (
+            f"after the cut, module {path or op.module or 'the model'!r} does not run as it must at {op.name}: {what}. "
+            f"A width seems to be written in its code where no attribute holds it (sizes it has to change: {sizes}). "
+            f"Make it an attribute, or leave the module alone with protect=[{path or op.module!r}]."
+        )
+
+
+def _upwards(path: str) -> list[str]:
+    parts = path.split(".") if path else []
+    return [".".join(parts[:k]) for k in range(len(parts), -1, -1)]
+
+
+# Words in the names of numbers that no pruning changes; an attribute so named is tried last.
+UNLIKELY = (
+    "window patch kernel stride pad_ dilation depth layer_idx layers img_ image grid_ position length step level "
+    "eps index token_id block_size seq"
+).split()
+
+
+def _is_unlikely(name: str) -> bool:
+    return any(word in name.lower() for word in UNLIKELY)
+
+
+def matching(module: nn.Module, value: int) -> list[str]:
+    """Names of a module's integer attributes with this value; inside lists and tuples as ``name[i]``, else in its
+    config.
+    """
+    found = []
+    for name, held in module.__dict__.items():
+        if name in ("training",) or name.startswith(("_forward", "_backward", "_state", "_load")):
+            continue
+        if type(held) is int and held == value:
+            found.append(name)
+        elif type(held) in (list, tuple):
+            found += [f"{name}[{i}]" for i, item in enumerate(held) if type(item) is int and item == value]
+    if found:
+        return found
+    config = module.__dict__.get("config")
+    if config is not None and hasattr(config, "__dict__"):
+        return [f"config.{name}" for name, held in vars(config).items() if type(held) is int and held == value]
+    return []
+
+
+def write(module: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute by the name that `matching` gives; lists and configs are copied first, they may be shared."""
+    if name.endswith("]"):
+        base, _, position = name[:-1].partition("[")
+        held = module.__dict__[base]
+        items = list(held)
+        items[int(position)] = value
+        module.__dict__[base] = type(held)(items)
+    elif name.startswith("config."):
+        config = copy.copy(module.__dict__["config"])
+        vars(config)[name.removeprefix("config.")] = value
+        module.__dict__["config"] = config
+    elif name in module.__dict__:
+        module.__dict__[name] = value
+    else:
+        setattr(module, name, value)
