@@ -10,6 +10,7 @@ refused for more than one epoch.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -288,15 +289,15 @@ class _Run:
     def _loss(self, batch: Any, moment: Moment) -> Tensor:
         recipe, inputs = self.recipe, self.task.to_inputs(batch)
         output = forward(self.wrapped, inputs, recipe.precision, channels_last=recipe.channels_last)
-        parts = {"loss": self.task.loss(output, batch)}
+        parts = [("loss", self.task.loss(output, batch))]
         for attachment in self.attachments:
             extra = attachment.extra_loss(moment)
             if extra is not None:
-                parts[f"extra loss of {type(attachment).__name__}"] = torch.as_tensor(extra, device=self.device)
-        loss = torch.stack([part.reshape(()) for part in parts.values()]).sum() if len(parts) > 1 else parts["loss"]
+                parts.append((f"extra loss of {type(attachment).__name__}", torch.as_tensor(extra, device=self.device)))
+        loss = functools.reduce(torch.add, (part for _, part in parts))
         value = loss.detach().item()
         if not math.isfinite(value):
-            raise self._not_finite(", ".join(f"{name} {part.detach().item():g}" for name, part in parts.items()))
+            raise self._not_finite(", ".join(f"{name} {part.detach().item():g}" for name, part in parts))
         count = sample_count(*inputs)
         self.loss_sum, self.sample_count = self.loss_sum + value * count, self.sample_count + count
         return loss
