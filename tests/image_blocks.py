@@ -334,7 +334,7 @@ class FlattenLinear(nn.Module):
         self.up, self.down = nn.Linear(channels * 16, 2 * width), nn.Linear(2 * width, width * 16)
 
     def forward(self, x):
-        hidden = F.relu(self.up(self.pool(x).flatten(1)))
+        hidden = F.gelu(self.up(self.pool(x).flatten(1)))
         return self.down(hidden).view(-1, self.width, 4, 4)
 
 

@@ -121,6 +121,7 @@ def build(spec: NetworkSpec) -> Network:
     randomise(model, generator)
     if spec.length:
         example = torch.randint(VOCABULARY, (BATCH, spec.length), generator=generator)
+        example[1, 0] = (example[0, 0] + 1) % VOCABULARY  # two short sequences may come out equal
     else:
         example = torch.randn(BATCH, spec.channels, IMAGE_SIZE, IMAGE_SIZE, generator=generator, dtype=torch.float64)
     return Network(model, (example,), spec)

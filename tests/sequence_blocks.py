@@ -341,10 +341,11 @@ class BilinearGate(nn.Module):
         )
 
     def forward(self, x):
-        relation = torch.bmm(F.relu(self.left(x)), self.right(x).transpose(1, 2))  # (batch, length, length)
-        return self.out(torch.tanh(relation))
+        relation = torch.bmm(F.silu(self.left(x)), self.right(x).transpose(1, 2))  # (batch, length, length)
+        return self.out(torch.tanh(relation / self.left.out_features))
 
 
 @kind
 def linear_layer_norm(channels, length, width):
-    return nn.Sequential(nn.Linear(channels, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width))
+    inner = width + 2  # normalised over two channels, nothing but a sign would be left
+    return nn.Sequential(nn.Linear(channels, inner), nn.LayerNorm(inner), nn.LeakyReLU(), nn.Linear(inner, width))

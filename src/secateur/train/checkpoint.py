@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ def read_newest_checkpoint(folder: Path, identity: dict[str, Any]) -> Checkpoint
     for path in _candidates(folder):
         try:
             found = _read(path)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
             logger.warning("ignoring the damaged checkpoint %s: %s", path, error)
             continue
         _refuse_another_run(path, asked=identity, found=found.identity)

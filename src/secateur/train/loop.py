@@ -10,6 +10,7 @@ refused for more than one epoch.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -220,7 +221,9 @@ class _Run:
         self.history: list[EpochRecord] = []
         self.resumed_from: int | None = None
         self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.recipe.make_optimizer(self.trainable))
+        # Accelerate's optimizer wrapper would only scale fp16 and skip accumulation steps, for 0.4 ms a step.
+        self.optimizer = self.recipe.make_optimizer(self.trainable)
+        self.wrapped = self.accelerator.prepare(self.model)
         # Accelerate marks what it prepared, and would leave a marked model unwrapped in a later run.
         vars(self.model).pop("_is_accelerate_prepared", None)
 
@@ -288,15 +291,15 @@ class _Run:
     def _loss(self, batch: Any, moment: Moment) -> Tensor:
         recipe, inputs = self.recipe, self.task.to_inputs(batch)
         output = forward(self.wrapped, inputs, recipe.precision, channels_last=recipe.channels_last)
-        parts = {"loss": self.task.loss(output, batch)}
+        parts = [("loss", self.task.loss(output, batch))]
         for attachment in self.attachments:
             extra = attachment.extra_loss(moment)
             if extra is not None:
-                parts[f"extra loss of {type(attachment).__name__}"] = torch.as_tensor(extra, device=self.device)
-        loss = torch.stack([part.reshape(()) for part in parts.values()]).sum() if len(parts) > 1 else parts["loss"]
+                parts.append((f"extra loss of {type(attachment).__name__}", torch.as_tensor(extra, device=self.device)))
+        loss = functools.reduce(torch.add, (part for _, part in parts))
         value = loss.detach().item()
         if not math.isfinite(value):
-            raise self._not_finite(", ".join(f"{name} {part.detach().item():g}" for name, part in parts.items()))
+            raise self._not_finite(", ".join(f"{name} {part.detach().item():g}" for name, part in parts))
         count = sample_count(*inputs)
         self.loss_sum, self.sample_count = self.loss_sum + value * count, self.sample_count + count
         return loss
@@ -371,19 +374,22 @@ class _Run:
             return
         from accelerate.utils import gather_object
 
-        random_states = gather_object([random_state(self.device)])
+        of_process = {
+            "random": random_state(self.device),
+            "loss_sum": self.loss_sum,
+            "sample_count": self.sample_count,
+        }
+        of_processes = gather_object([of_process])
         if self.accelerator.is_main_process:
             state = {
                 "optimizer": self.optimizer.state_dict(),
-                "random": random_states,
+                "processes": of_processes,
                 "attachments": [
                     plain(attachment.state_dict(), type(attachment).__name__) for attachment in self.attachments
                 ],
             }
             progress = {
                 "batch": self.batch,
-                "loss_sum": self.loss_sum,
-                "sample_count": self.sample_count,
                 "seconds": self.seconds,
                 "history": [asdict(record) for record in self.history],
             }
@@ -398,10 +404,10 @@ class _Run:
         self.optimizer.load_state_dict(checkpoint.state["optimizer"])
         for attachment, state in zip(self.attachments, checkpoint.state["attachments"], strict=True):
             attachment.load_state_dict(state)
-        set_random_state_(checkpoint.state["random"][self.accelerator.process_index], self.device)
-        progress = checkpoint.progress
+        of_process, progress = checkpoint.state["processes"][self.accelerator.process_index], checkpoint.progress
+        set_random_state_(of_process["random"], self.device)
+        self.loss_sum, self.sample_count = of_process["loss_sum"], of_process["sample_count"]
         self.epoch, self.batch, self.step = checkpoint.epoch, progress["batch"], checkpoint.step
-        self.loss_sum, self.sample_count = progress["loss_sum"], progress["sample_count"]
         self.seconds = progress["seconds"]
         self.history = [EpochRecord(**record) for record in progress["history"]]
         self.resumed_from = checkpoint.step
