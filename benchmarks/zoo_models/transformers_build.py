@@ -16,6 +16,13 @@ Inputs = Callable[[], dict[str, Tensor]]
 
 # Every size is a different number, so that no two axes of a tiny model are taken for one another.
 VOCABULARY, TOKENS, HIDDEN, HEADS, HEAD_SIZE, FEED_FORWARD = 97, 7, 48, 6, 8, 80
+BLOCKS = {
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "intermediate_size": FEED_FORWARD,
+}
+VIT = {**BLOCKS, "image_size": 32, "patch_size": 8}
 
 
 def token_ids(length: int = TOKENS) -> Tensor:

@@ -226,6 +226,14 @@ _DECODERS: dict[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "mistral": ("MistralForCausalLM", {**_LLAMA, "sliding_window": 4}),
     "mixtral": ("MixtralForCausalLM", {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral+batched": (
+        "MixtralForCausalLM",
+        {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2, "experts_implementation": "batched_mm"},
+    ),
+    "mixtral+eager": (
+        "MixtralForCausalLM",
+        {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2, "experts_implementation": "eager"},
+    ),
     "modernbert-decoder": ("ModernBertDecoderForCausalLM", {**_BERT, "use_cache": False, "local_attention": 4}),
     "mpt": (
         "MptForCausalLM",
