@@ -21,6 +21,7 @@ from ..graph.groups import ChannelGraph
 from ..graph.labels import compact
 from ..graph.tape import Op, Ref, replay
 from .record import AttributeChange
+from .steps import expected_steps, found_steps, is_inside, results
 from .widths import apply_native_, needs_dropin, swap_attention_
 
 log = logging.getLogger(__name__)
@@ -120,11 +121,6 @@ def _pad_sizes(graph: ChannelGraph, op: Op, alive: Array) -> list[tuple[int, int
     return found
 
 
-def results(op: Op) -> list[Ref]:
-    """Tensors an operation returns for use: all parts of a split, but not the statistics beside a norm's result."""
-    return op.outs()[:1] if isinstance(op.out, tuple) else op.outs()
-
-
 class _Repair:
     """A search over attribute values, scored by how far the replay gets."""
 
@@ -139,26 +135,16 @@ class _Repair:
         self.small, self.graph, self.wanted, self.swapped = small, graph, wanted, swapped
         self.modules = dict(small.named_modules())
         self.tries = 0
-        self.expected: list[tuple[Op, list[tuple[int, ...]]]] = []
-        for op, layers in zip(graph.tape.ops, graph.op_layers, strict=True):
-            if not self._is_swapped(op.module):
-                shapes = [
-                    graph.shape_after(own, r.shape, alive) if own else r.shape
-                    for r, own in zip(results(op), layers, strict=False)
-                ]
-                self.expected.append((op, shapes))
+        self.expected = expected_steps(graph, alive, swapped)
         self.holders, self.options = self._holders()
         self.values: dict[Holder, int] = {}
-
-    def _is_swapped(self, path: str) -> bool:
-        return any(path == s or path.startswith(f"{s}.") for s in self.swapped)
 
     def _holders(self) -> tuple[dict[str, list[Holder]], dict[Holder, list[int]]]:
         """Find, for each module that used a size, the attributes with that value: its own, else its ancestors'."""
         by_module: dict[str, list[Holder]] = {}
         options: dict[Holder, list[int]] = {}
         for path, sizes in self.wanted.items():
-            if self._is_swapped(path):
+            if is_inside(path, self.swapped):
                 continue
             for before, afters in sizes.items():
                 for holder in self._with_value(path, before):
@@ -200,26 +186,18 @@ class _Repair:
         """Run the small model; return how many operations agreed, and (index, module path, what was wrong) or None."""
         self.tries += 1
         args, kwargs = self.graph.example
-        tape, error, failed_in = replay(self.small, args, kwargs, carrier=self.graph.tape.carrier)
-        ops = [op for op in tape.ops if not self._is_swapped(op.module)]
-        for k, op in enumerate(ops):
-            if k >= len(self.expected):
-                break
-            known, shapes = self.expected[k]
-            if op.name != known.name:
-                if self.graph.tape.carrier == "real" and error is None:
-                    return len(self.expected), None  # control flow follows the data: the numbers are compared by verify
-                return k, (k, known.module, f"{op.name} ran where {known.name} was expected")
-            if [r.shape for r in results(op)] != shapes:
-                return k, (
-                    k,
-                    known.module,
-                    f"{op.name} gave {[list(r.shape) for r in results(op)]}, expected {[list(s) for s in shapes]}",
-                )
+        carrier = self.graph.tape.carrier
+        tape, error, failed_in = replay(self.small, args, kwargs, carrier=carrier)
+        found = found_steps(tape, self.swapped)
+        for k, (step, known) in enumerate(zip(found, self.expected, strict=False)):
+            if step.name != known.name and carrier == "real" and error is None:
+                return len(self.expected), None  # control flow follows the data: the numbers are compared by verify
+            if what := step.differs(known):
+                return k, (k, known.module, what)
         if error is not None:
             where = failed_in if failed_in is not None else ""
-            k = min(len(ops), len(self.expected) - 1)
-            return len(ops), (k, where, f"{type(error).__name__}: {error}")
+            k = min(len(found), len(self.expected) - 1)
+            return len(found), (k, where, f"{type(error).__name__}: {error}")
         return len(self.expected), None
 
     def _improve(self, reached: int, problem: tuple[int, str, str]) -> tuple[int, tuple[int, str, str] | None] | None:
@@ -241,7 +219,7 @@ class _Repair:
 
     def _candidates(self, problem: tuple[int, str, str]) -> list[list[tuple[Holder, int]]]:
         index, path, _ = problem
-        near = [path, self.expected[min(index, len(self.expected) - 1)][0].module]
+        near = [path, self.expected[min(index, len(self.expected) - 1)].module]
         paths = list(dict.fromkeys(p for start in near for p in _upwards(start)))
         local = [h for p in paths for h in self._near(p)]
         single: list[list[tuple[Holder, int]]] = []
@@ -270,13 +248,13 @@ class _Repair:
 
     def _failure(self, problem: tuple[int, str, str]) -> SurgeryError:
         error = SurgeryError(self._complaint(problem))
-        op = self.expected[min(problem[0], len(self.expected) - 1)][0]
+        op = self.expected[min(problem[0], len(self.expected) - 1)]
         error.op_index, error.module_path = op.index, problem[1] or op.module  # type: ignore[attr-defined]
         return error
 
     def _complaint(self, problem: tuple[int, str, str]) -> str:
         index, path, what = problem
-        op = self.expected[min(index, len(self.expected) - 1)][0]
+        op = self.expected[min(index, len(self.expected) - 1)]
         sizes = ", ".join(f"{a} -> {b}" for a, b in list(self.wanted.get(op.module, {}).items())[:6]) or "none"
         return (
             f"after the cut, module {path or op.module or 'the model'!r} does not run as it must at {op.name}: {what}. "
