@@ -82,6 +82,11 @@ TABLE: list[tuple[type | tuple[type, ...], Callable[[Any, Any], Widths]]] = [
 ]
 
 
+def native_widths(layer: nn.Module) -> set[str]:
+    """Names of the attributes that `apply_native_` sets on this layer."""
+    return {name for kinds, widths in TABLE if isinstance(layer, kinds) for name in widths(layer, layer)}
+
+
 def apply_native_(small: nn.Module, model: nn.Module) -> list[AttributeChange]:
     """Set the widths of torch's own layers from their tensors, in place; return what changed."""
     originals = dict(model.named_modules())
@@ -96,8 +101,17 @@ def apply_native_(small: nn.Module, model: nn.Module) -> list[AttributeChange]:
                         layer.__dict__[name] = after
                         changes.append(AttributeChange(path, name, before, after))
         if isinstance(layer, nn.RNNBase):
+            _check_projection(path, layer)
             layer.__dict__["_flat_weights"] = [getattr(layer, n, None) for n in layer._flat_weights_names]
     return changes
+
+
+def _check_projection(path: str, layer: nn.RNNBase) -> None:
+    if layer.proj_size and layer.proj_size >= layer.hidden_size:
+        raise SurgeryError(
+            f"{path!r}: the plan leaves {layer.hidden_size} cells and projects them to {layer.proj_size}; "
+            "an nn.LSTM has to project to fewer than it has. Keep more cells, or fewer projections."
+        )
 
 
 def needs_dropin(small: nn.Module, model: nn.Module) -> list[str]:
