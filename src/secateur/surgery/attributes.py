@@ -328,6 +328,22 @@ def matching(module: nn.Module, value: int) -> list[str]:
     return []
 
 
+def read(module: nn.Module, name: str) -> Any:
+    """Return an attribute by the name that `matching` gives; None if there is none.
+
+    >>> read(nn.Conv2d(3, 8, 5), "kernel_size[1]")
+    5
+    """
+    if name.endswith("]"):
+        base, _, position = name[:-1].partition("[")
+        held = module.__dict__.get(base)
+        index = int(position)
+        return held[index] if isinstance(held, (list, tuple)) and index < len(held) else None
+    if name.startswith("config."):
+        return getattr(module.__dict__.get("config"), "__dict__", {}).get(name.removeprefix("config."))
+    return getattr(module, name, None)
+
+
 def write(module: nn.Module, name: str, value: Any) -> None:
     """Set an attribute by the name that `matching` gives; lists and configs are copied first, they may be shared."""
     if name.endswith("]"):

@@ -14,14 +14,25 @@ def axis_order(tensor: Tensor) -> tuple[int, ...] | None:
     >>> axis_order(torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last))
     (0, 2, 3, 1)
     """
-    order = tuple(sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis)))
+    if not is_dense(tensor.shape, tensor.stride()):
+        return None
+    strides = tensor.stride()
+    return tuple(sorted(range(tensor.ndim), key=lambda axis: -strides[axis]))
+
+
+def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether a tensor with these strides fills its memory without gaps or overlaps.
+
+    >>> is_dense((2, 3), (1, 2)), is_dense((2, 3), (1, 4))
+    (True, False)
+    """
     expected = 1
-    for axis in reversed(order):
-        if tensor.shape[axis] != 1:
-            if tensor.stride(axis) != expected:
-                return None
-            expected *= tensor.shape[axis]
-    return order
+    for stride, size in sorted(zip(strides, shape, strict=False)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return len(shape) == len(strides) and all(stride <= expected for stride in strides)
 
 
 def in_order(tensor: Tensor, order: Sequence[int]) -> Tensor:

@@ -116,9 +116,10 @@ def _merged(cut: Cut) -> Cut:
     return sorted(by_axis.items())
 
 
-def cut_copy(model: nn.Module, cuts: Mapping[str, Cut]) -> nn.Module:
-    """Deep-copy a model with its tensors cut: tensor name -> (axis, kept indices); the names of modules stay."""
-    small = copy_with(model, lambda name, tensor: cut_tensor(tensor, cuts.get(name, [])))
+def cut_copy(model: nn.Module, cuts: Mapping[str, Cut], instead: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Deep-copy a model with its tensors cut: name -> (axis, kept indices); those named in `instead` are replaced."""
+    known = instead or {}
+    small = copy_with(model, lambda name, t: known[name] if name in known else cut_tensor(t, cuts.get(name, [])))
     recompute_weights_(small)
     return small
 
@@ -151,4 +152,3 @@ def copy_with(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Mod
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(model, memo)
-
