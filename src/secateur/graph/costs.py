@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..budget import MEASURES
 from ..errors import BudgetError
 from ..plan import Plan
 from .labels import axes, compact
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from .groups import ChannelGraph
 
 Array = np.ndarray[Any, Any]
-MEASURES = ("channels", "macs", "params", "bytes")
 
 
 @dataclass(frozen=True)

@@ -61,11 +61,13 @@ class ChannelGroup:
         name: path of the first module that makes these channels; unique in its graph.
         channels: (width,) component numbers, in the order of the first member's axis.
         members: every axis the group runs along.
+        is_residual: whether tensors that carry these channels are added up (the stream of a residual network).
     """
 
     name: str
     channels: Array
     members: tuple[Member, ...]
+    is_residual: bool = False
 
     @property
     def width(self) -> int:
@@ -88,6 +90,7 @@ class ChannelGraph:
         shapes: parameter or buffer name -> shape of the traced model.
         tape: what was recorded.
         costs: MACs, parameters and bytes of any plan.
+        rigid: name of each group that the model's code cannot narrow -> why; see `secateur.surgery.feasible`.
     """
 
     groups: dict[str, ChannelGroup]
@@ -101,6 +104,7 @@ class ChannelGraph:
     modules: tuple[str, ...] = field(repr=False)
     sizes_of_elements: dict[str, tuple[bool, int]] = field(repr=False)
     example: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)
+    rigid: dict[str, str] = field(default_factory=dict)  # groups left whole because the model's code cannot narrow them
     costs: CostModel = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -149,12 +153,14 @@ class ChannelGraph:
             alive[self.groups[name].channels[list(plan.removed(name))]] = False
         return alive
 
+    def components_along(self, name: str) -> list[tuple[frozenset[int], Array]]:
+        """For each layer of a parameter or buffer: its axes, and its channel numbers (compact)."""
+        known = self.labels.params.get(self.aliases.get(name, name))
+        return [(axes(layer), self.component[compact(layer).numpy()]) for layer in known[1]] if known else []
+
     def alive_along(self, name: str, alive: Array) -> list[tuple[frozenset[int], Array]]:
         """For each layer of a parameter or buffer: its axes, and which places (bool, compact) stay alive."""
-        known = self.labels.params.get(self.aliases.get(name, name))
-        if known is None:
-            return []
-        return [(axes(layer), alive[self.component[compact(layer).numpy()]]) for layer in known[1]]
+        return [(varying, alive[numbers]) for varying, numbers in self.components_along(name)]
 
     def shape_after(self, layers: Sequence[Tensor], shape: Sequence[int], alive: Array) -> tuple[int, ...]:
         """Return the shape of a labelled tensor once the dead channels are gone."""
@@ -248,6 +254,7 @@ def analyse(
         aliases[name] = first.setdefault(id(tensor), name)
     modules = dict(model.named_modules())
     labels.kernel = kernel_axes(modules, tape.state, {name: len(shape) for name, shape in shapes.items()})
+    labels.recurrent = {path for path, m in modules.items() if isinstance(m, (nn.RNNBase, nn.RNNCellBase))}
     op_layers = [_step(labels, op, strict) for op in tape.ops]
     labels.op = None
     for ref in tape.outputs:
@@ -275,6 +282,8 @@ def analyse(
 
 def _step(labels: Labels, op: Op, strict: bool) -> list[list[Tensor]]:
     labels.op = op
+    if all(ref.number in labels.static for ref in op.refs()):
+        labels.static.update(ref.number for ref in op.outs())
     rule = RULES.get(op.name)
     if rule is None and torch.Tag.pointwise in op.func.tags:
         rule = meeting
@@ -373,11 +382,14 @@ def _groups(labels: Labels, component: Array, modules: dict[str, nn.Module]) -> 
         else []
     )
     members = _members(labels, places, arrays, group_of, [len(c) for c in channels], modules)
+    added = np.zeros(count, dtype=bool)
+    for layer in labels.added:
+        added[component[layer.numpy()]] = True
     result: dict[str, ChannelGroup] = {}
     for numbers, own in zip(channels, members, strict=True):
         if len(numbers) > 1:
             name = _name(own, result)
-            result[name] = ChannelGroup(name, numbers, tuple(own))
+            result[name] = ChannelGroup(name, numbers, tuple(own), bool(added[numbers].any()))
     return result
 
 

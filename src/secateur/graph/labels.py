@@ -191,6 +191,9 @@ class Labels:
         self.ties: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
         self.tie_ops: list[int] = []
         self.grids: list[tuple[Tensor, int]] = []
+        self.static: set[int] = set(state)  # tensors that do not depend on the input
+        self.recurrent: set[str] = set()  # paths of recurrent modules, whose gates add up without being a stream
+        self.added: list[Tensor] = []  # channels of activations that are added up
         self.statistics: list[Statistic] = []
         self.contractions: list[Contraction] = []
         self.unknown: list[tuple[str, str]] = []
@@ -234,6 +237,11 @@ class Labels:
                 return False
             number = self.view_of[number]
         return True
+
+    def is_stream(self, op: Op, refs: list[Ref]) -> bool:
+        """Whether an addition joins two labelled activations: neither comes from weights alone, nor from gates."""
+        joined = [ref for ref in refs if ref.number not in self.static and self.get(ref)]
+        return len(joined) > 1 and op.module not in self.recurrent
 
     def is_uniform(self, ref: Ref) -> bool:
         """Whether every element of the tensor has the same value, whatever its size."""

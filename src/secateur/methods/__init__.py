@@ -1,1 +1,9 @@
-"""methods."""
+"""One file per paper. `secateur.catalogue` is the table of all of them."""
+
+from ._problem import Decision as Decision
+from ._problem import Method as Method
+from ._problem import Problem as Problem
+from .l1_filter import L1Filter as L1Filter
+from .random import Random as Random
+
+__all__ = ["Decision", "L1Filter", "Method", "Problem", "Random"]

@@ -195,7 +195,7 @@ class _Repair:
         while problem is not None:
             better = self._improve(reached, problem)
             if better is None:
-                raise SurgeryError(self._complaint(problem))
+                raise self._failure(problem)
             reached, problem = better
 
     def _set(self, holder: Holder, value: int) -> None:
@@ -279,6 +279,12 @@ class _Repair:
         k = self.options[like].index(value) if value in self.options[like] else 0
         options = self.options[holder]
         return options[min(k, len(options) - 1)]
+
+    def _failure(self, problem: tuple[int, str, str]) -> SurgeryError:
+        error = SurgeryError(self._complaint(problem))
+        op = self.expected[min(problem[0], len(self.expected) - 1)][0]
+        error.op_index, error.module_path = op.index, problem[1] or op.module  # type: ignore[attr-defined]
+        return error
 
     def _complaint(self, problem: tuple[int, str, str]) -> str:
         index, path, what = problem

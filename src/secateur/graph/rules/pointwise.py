@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..labels import Labels
+from ..labels import Labels, compact
 from ..tape import Op, Ref
 from ._table import rule
 
@@ -26,6 +26,8 @@ def meeting(labels: Labels, op: Op) -> None:
     if out.number == refs[0].number:
         labels.uniform.discard(out.number)
         _written_view(labels, op, refs)
+    if op.name in ("add", "sub") and labels.is_stream(op, refs):
+        labels.added += [compact(layer) for layer in labels.get(refs[0])]
     layers = labels.meet(out.shape, [labels.operand(ref) for ref in refs])
     for ref in op.outs():
         labels.set(ref, layers if ref.shape == out.shape else [])

@@ -1,0 +1,78 @@
+"""The table of methods. The command line, the documentation, the tests and the comparison read it."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import MethodError, UnknownName
+from .methods._problem import Method
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method.
+
+    Attributes:
+        name: as in ``prune(method=...)``; its file is ``methods/<name>.py``.
+        class_name: its class there.
+        family: "control", "predefined", "automatic" or "unstructured", as the survey sorts them.
+        paper: authors, year, title, identifier.
+        needs: what it reads besides weights: "data", "labels", "training".
+        summary: one line.
+    """
+
+    name: str
+    class_name: str
+    family: str
+    paper: str
+    needs: tuple[str, ...]
+    summary: str
+
+    def make(self, **settings: Any) -> Method:
+        """Return the method with these hyper-parameters; the paper's for all others.
+
+        Raises:
+            MethodError: it has no such hyper-parameter.
+        """
+        kind = getattr(importlib.import_module(f"secateur.methods.{self.name}"), self.class_name)
+        known = [f.name for f in fields(kind)]
+        if unknown := sorted(set(settings) - set(known)):
+            raise MethodError(f"{self.name} has no setting {unknown[0]!r}; it has: {', '.join(known) or 'none'}.")
+        made: Method = kind(**settings)
+        return made
+
+
+CATALOGUE: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry(
+            "l1_filter",
+            "L1Filter",
+            "predefined",
+            "Li et al. 2017, Pruning Filters for Efficient ConvNets, arXiv:1608.08710",
+            (),
+            "filters with the smallest sum of absolute weights go",
+        ),
+        Entry(
+            "random",
+            "Random",
+            "control",
+            "Liu et al. 2019, Rethinking the Value of Network Pruning, arXiv:1810.05270 (as control)",
+            (),
+            "channels drawn at random go: the bar for every other method",
+        ),
+    )
+}
+
+
+def find(name: str) -> Entry:
+    """Return the catalogue's entry of that name.
+
+    Raises:
+        UnknownName: there is none; suggests near names.
+    """
+    if name not in CATALOGUE:
+        raise UnknownName("method", name, CATALOGUE)
+    return CATALOGUE[name]

@@ -1,0 +1,101 @@
+"""What a method is given, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from ..budget import Budget, Limits
+from ..errors import MethodError, NothingToPrune
+from ..graph.groups import ChannelGraph
+from ..plan import Plan
+from ..train.task import Task
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model to prune and how far.
+
+    Attributes:
+        model: the trained model. A method reads it and never changes it.
+        graph: its channel graph.
+        budget: how much goes.
+        limits: what every plan has to respect.
+        args: positional inputs of one example batch.
+        kwargs: keyword inputs.
+        data: batches for methods that need data; re-iterable.
+        task: how to read a batch; needed with `data`.
+        seed: makes everything random repeatable.
+    """
+
+    model: nn.Module
+    graph: ChannelGraph
+    budget: Budget
+    limits: Limits = field(default_factory=Limits)
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    data: Iterable[Any] | None = None
+    task: Task | None = None
+    seed: int = 0
+
+    def free_groups(self) -> list[str]:
+        """Names of the groups that may lose channels: not protected, wide enough for the limits.
+
+        Raises:
+            NothingToPrune: there is none.
+            UnknownName: a protected module does not exist.
+        """
+        protected = self.graph.touching(self.limits.protect)
+        least = max(self.limits.min_keep + 1, self.limits.round_to)
+        names = [n for n, g in self.graph.groups.items() if n not in protected and g.width >= least]
+        if not names:
+            raise NothingToPrune(
+                f"the model has {len(self.graph.groups)} groups of channels, {len(protected)} of them protected "
+                f"and none left with at least {least} channels: protect less, or lower min_keep and round_to."
+            )
+        return names
+
+    def check_weights(self, names: Iterable[str]) -> None:
+        """Raise `MethodError` if a parameter of these groups is not made of finite real numbers."""
+        parameters = dict(self.model.named_parameters())
+        for name in dict.fromkeys(m.tensor for group in names for m in self.graph.groups[group].members):
+            tensor = parameters.get(name)
+            if tensor is None:
+                continue
+            if not tensor.is_floating_point():
+                raise MethodError(
+                    f"parameter {name!r} is {tensor.dtype}: only real floating-point weights can be pruned. "
+                    f"Convert it, or protect its module: protect=[{name.rpartition('.')[0]!r}]."
+                )
+            if tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all()):
+                raise MethodError(
+                    f"parameter {name!r} holds NaN or infinite values: nothing can be scored. Repair it first."
+                )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a method decided.
+
+    Attributes:
+        plan: which channels stay.
+        model: a full-width copy with new weights if the method trained or re-fitted any; None = the model as it was.
+        scores: group -> (width,) score per channel, higher = keep, where the method has scores.
+    """
+
+    plan: Plan
+    model: nn.Module | None = None
+    scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Method(Protocol):
+    """One paper: a frozen dataclass of hyper-parameters with the paper's defaults."""
+
+    def decide(self, problem: Problem) -> Decision:
+        """Decide which channels stay."""
+        ...

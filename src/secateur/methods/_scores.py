@@ -1,0 +1,182 @@
+"""From a score per channel to a plan that meets the budget; shared by every method that scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..budget import meet
+from ..errors import MethodError, UnknownName
+from ..graph.groups import ChannelGraph, ChannelGroup, Member
+from ..graph.labels import axes, compact
+from ..plan import Plan
+from ._problem import Problem
+
+Array = np.ndarray[Any, Any]
+Allocation = str | Mapping[str, float]
+
+
+def lowest(scores: Tensor, count: int) -> Tensor:
+    """Indices of the `count` lowest scores; of equal scores the lower index goes first.
+
+    >>> lowest(torch.ones(10), 3).tolist()
+    [0, 1, 2]
+    """
+    return torch.argsort(scores, stable=True)[:count]
+
+
+def per_channel(graph: ChannelGraph, group: ChannelGroup, member: Member, values: Tensor) -> Tensor:
+    """Sum a tensor's elements over everything that belongs to one channel of a group.
+
+    Args:
+        graph: the channel graph.
+        group: whose channels.
+        member: the axis of the tensor that the group runs along.
+        values: one number per element, in the shape of ``member.tensor``.
+
+    Returns:
+        (width,) sums in float64, in the order of the group's channels.
+    """
+    position = np.full(int(graph.component.max(initial=0)) + 1, -1)
+    position[group.channels] = np.arange(group.width)
+    total = np.zeros(group.width)
+    for layer in graph.labels.params[member.tensor][1]:
+        varying = axes(layer)
+        if max(varying, default=-1) != member.axis:
+            continue
+        rest = [d for d in range(values.ndim) if d not in varying]
+        sums = values.detach().double().sum(dim=rest) if rest else values.detach().double()
+        where = position[graph.component[compact(layer).numpy().reshape(sums.shape)]]
+        total += np.bincount(where[where >= 0], weights=sums.cpu().numpy()[where >= 0], minlength=group.width)
+    return torch.from_numpy(total)
+
+
+def producers(graph: ChannelGraph, group: ChannelGroup) -> list[Member]:
+    """Members whose weight makes the group's channels: matrices and filters, by their output axis."""
+    return [m for m in group.members if m.role == "out" and len(graph.shapes[m.tensor]) > 1] or [
+        m for m in group.members if m.role not in ("in", "out") and len(graph.shapes[m.tensor]) > 1 and m.axis == 0
+    ]
+
+
+def counts_for(
+    problem: Problem, names: list[str], allocation: Allocation, scores: Mapping[str, Tensor] | None = None
+) -> dict[str, int]:
+    """Decide how many channels each group keeps so that the budget is met exactly.
+
+    Args:
+        problem: model, graph, budget and limits.
+        names: groups that may lose channels.
+        allocation: "uniform" (the same fraction of every group), "global" (one ranking of all scores), or a mapping
+        from
+            module path or group name to a relative fraction: groups lose channels in these proportions until the budget
+            is met; those not named stay whole.
+        scores: group -> (width,), needed for "global".
+
+    Raises:
+        BudgetError: the budget is not reachable.
+        MethodError: an unknown allocation.
+    """
+    every = list(problem.graph.groups)
+    number = {name: k for k, name in enumerate(every)}
+    widths = problem.graph.costs.widths
+    keys, groups = [], []
+    for name, key in _keys(problem, names, allocation, scores).items():
+        keys.append(np.sort(key, kind="stable"))
+        groups.append(np.full(len(key), number[name]))
+    ranked = np.concatenate(groups)[np.argsort(np.concatenate(keys), kind="stable")]
+    measure: Callable[[Array], float] = lambda counts: problem.graph.costs.value(problem.budget.of, counts)  # noqa: E731
+    kept = meet(problem.budget, ranked, widths, problem.limits, measure)
+    return {name: int(kept[number[name]]) for name in names}
+
+
+def _keys(
+    problem: Problem, names: list[str], allocation: Allocation, scores: Mapping[str, Tensor] | None
+) -> dict[str, Array]:
+    """Key of the j-th channel to go in each group: the smallest key over all groups goes first."""
+    graph = problem.graph
+    if isinstance(allocation, str):
+        if allocation == "uniform":
+            return {n: (np.arange(graph.groups[n].width) + 0.5) / graph.groups[n].width for n in names}
+        if allocation == "global" and scores is not None:
+            return {n: scores[n].double().numpy() for n in names}
+        raise MethodError(f"allocation={allocation!r}: expected 'uniform', 'global' or {{module path: fraction}}.")
+    weights = {n: w for n, w in _weights(problem, allocation).items() if n in names and w > 0}
+    if not weights:
+        raise MethodError(f"allocation names no group that is free to go: {sorted(allocation)} against {names[:8]}.")
+    return {n: (np.arange(graph.groups[n].width) + 0.5) / graph.groups[n].width / w for n, w in weights.items()}
+
+
+def _weights(problem: Problem, allocation: Mapping[str, float]) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for path, fraction in allocation.items():
+        if not 0 <= fraction <= 1:
+            raise MethodError(f"allocation[{path!r}]={fraction!r}: expected a fraction in [0, 1].")
+        found = {path} if path in problem.graph.groups else _made_by(problem.graph, path)
+        if not found:
+            raise UnknownName("layer with channels", path, problem.graph.groups)
+        weights.update(dict.fromkeys(found, fraction))
+    return weights
+
+
+def _made_by(graph: ChannelGraph, path: str) -> set[str]:
+    return {n for n, g in graph.groups.items() if any(m.module == path and m.role == "out" for m in g.members)}
+
+
+def plan_from_counts(problem: Problem, kept: Mapping[str, int], scores: Mapping[str, Tensor]) -> Plan:
+    """Return the plan that removes the lowest scores of each group until this many are left."""
+    groups = problem.graph.groups
+    removed = {name: lowest(scores[name], groups[name].width - count).tolist() for name, count in kept.items()}
+    return Plan.from_removed(removed, problem.graph.widths)
+
+
+def plan_from_scores(problem: Problem, scores: Mapping[str, Tensor], allocation: Allocation = "uniform") -> Plan:
+    """Return the plan that meets the budget by removing low scores; see `counts_for` for `allocation`."""
+    kept = counts_for(problem, list(scores), allocation, scores)
+    return plan_from_counts(problem, kept, scores)
+
+
+RESIDUAL = ("projection", "skip", "prune")
+
+
+def eligible(problem: Problem, residual: str) -> list[str]:
+    """Groups that a filter method may cut, by how it treats residual streams.
+
+    Args:
+        problem: model, graph and limits.
+        residual: "projection" cuts a residual stream only where a 1x1 projection makes it, "skip" leaves every residual
+            stream whole, "prune" cuts all.
+
+    Raises:
+        NothingToPrune: none is left.
+    """
+    if residual not in RESIDUAL:
+        raise MethodError(f"residual={residual!r}: expected one of {', '.join(RESIDUAL)}.")
+    graph = problem.graph
+    free = problem.free_groups()
+    if residual == "prune":
+        return free
+    kept = [
+        name
+        for name in free
+        if not graph.groups[name].is_residual
+        or (residual == "projection" and projection(graph, graph.groups[name]) is not None)
+    ]
+    if not kept:
+        from ..errors import NothingToPrune
+
+        raise NothingToPrune(
+            f"every group that is free to go is a residual stream ({', '.join(free[:4])} …) and residual={residual!r} "
+            "leaves these whole: use residual='prune'."
+        )
+    return kept
+
+
+def projection(graph: ChannelGraph, group: ChannelGroup) -> Member | None:
+    """Return the 1x1 convolution that projects into a residual stream beside larger filters, if there is one."""
+    makers = [m for m in producers(graph, group) if len(graph.shapes[m.tensor]) > 2]
+    points = [m for m in makers if all(k == 1 for k in graph.shapes[m.tensor][2:])]
+    return points[0] if points and len(points) < len(makers) else None

@@ -1,0 +1,181 @@
+"""The one call: a trained model in, a smaller one out, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .budget import Budget, Limits
+from .catalogue import find
+from .errors import MethodError, NothingPruned, SurgeryError, VerificationError
+from .graph.costs import Costs
+from .graph.groups import ChannelGraph, as_args, trace
+from .methods._problem import Decision, Method, Problem
+from .plan import Plan
+from .recovery.batchnorm import reestimate_batchnorm_
+from .surgery.feasible import feasible
+from .surgery.shrink import shrink
+from .surgery.verify import Verification, verify
+from .train.task import Task
+
+log = logging.getLogger(__name__)
+REPAIRS = ("batchnorm",)
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What `prune` returns.
+
+    Attributes:
+        model: the smaller model.
+        plan: which channels stayed.
+        graph: the channel graph of the model before.
+        budget: what was asked.
+        before: costs before, for the example input.
+        after: costs after.
+        verification: how exactly the smaller model is the masked one; None if it was not asked for.
+        decision: what the method decided, with its scores.
+    """
+
+    model: nn.Module
+    plan: Plan
+    graph: ChannelGraph
+    budget: Budget
+    before: Costs
+    after: Costs
+    verification: Verification | None
+    decision: Decision
+
+    @property
+    def removed(self) -> float:
+        """Fraction removed of what the budget counts."""
+        whole = self.before.of(self.budget.of)
+        return 1 - self.after.of(self.budget.of) / whole if whole else 0.0
+
+    def __str__(self) -> str:
+        rows = [("", "before", "after", "removed")]
+        for what in ("channels", "macs", "params", "bytes"):
+            old, new = self.before.of(what), self.after.of(what)
+            rows.append((what, f"{old:,}", f"{new:,}", f"{1 - new / old:.1%}" if old else "–"))
+        widths = [max(len(row[k]) for row in rows) for k in range(4)]
+        lines = ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
+        asked = f"asked: {self.budget}; got {self.removed:.1%}"
+        return "\n".join([*lines, asked, str(self.verification) if self.verification else "not verified"])
+
+
+def prune(
+    model: nn.Module,
+    args: Any,
+    *,
+    budget: Budget,
+    method: str | Method = "l1_filter",
+    kwargs: Mapping[str, Any] | None = None,
+    data: Iterable[Any] | None = None,
+    task: Task | None = None,
+    limits: Limits | None = None,
+    protect: Sequence[str] = (),
+    min_keep: int = 1,
+    round_to: int = 1,
+    repair: Sequence[str] | None = None,
+    seed: int = 0,
+    check: bool = True,
+    graph: ChannelGraph | None = None,
+) -> PruneResult:
+    """Remove channels from a model and return a smaller one that computes what the masked one computes.
+
+    Args:
+        model: a trained model; nothing of it changes.
+        args: example input: a tensor, or a tuple of positional inputs.
+        budget: how much goes.
+        method: a name from the catalogue, or a method with settings of your own.
+        kwargs: keyword inputs of the example.
+        data: batches for methods that need them and for repairs; re-iterable.
+        task: how to read a batch; needed with `data`.
+        limits: `protect`, `min_keep` and `round_to` as one value, in place of the three.
+        protect: module paths or group names whose channels all stay.
+        min_keep: every group keeps at least this many channels.
+        round_to: every width that changes becomes a multiple of this.
+        repair: "batchnorm" re-estimates running statistics on `data` after the cut. None = "batchnorm" where there is
+        data.
+        seed: makes random choices repeatable.
+        check: verify the result in float64 and refuse a wrong one.
+        graph: the model's graph, if you have it.
+
+    Returns:
+        The smaller model, in the training mode of `model`, with plan, costs and verification.
+
+    Raises:
+        BudgetError: the budget is malformed or not reachable.
+        NothingToPrune: no channel is free to go.
+        UnknownName: no such method or protected module.
+        TraceError: the model rejects the example input.
+        MethodError: the method cannot work on this model, data or these weights.
+        VerificationError: the smaller model is not the masked one; nothing is returned.
+    """
+    if limits is None:
+        limits = Limits(tuple([protect] if isinstance(protect, str) else protect), min_keep, round_to)
+    chosen = find(method).make() if isinstance(method, str) else method
+    repairs = _repairs(repair, data, task)
+    example, named = as_args(args), dict(kwargs or {})
+    graph = graph if graph is not None else trace(model, example, named)
+    problem = Problem(model, graph, budget, limits, example, named, data, task, seed)
+    cut, small = _cut(problem, chosen)
+    graph, plan = cut.graph, cut.decision.plan
+    if not plan.removed_count and budget.remove > 0:
+        warnings.warn(f"{budget}: nothing was removed.", NothingPruned, stacklevel=2)
+    verification = _verified(cut.source, small, plan, example, named) if check else None
+    if "batchnorm" in repairs and data is not None and task is not None:
+        reestimate_batchnorm_(small, data, task)
+    return PruneResult(small, plan, graph, budget, graph.costs(), graph.costs(plan), verification, cut.decision)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    decision: Decision
+    source: nn.Module  # the full-width model that was cut
+    graph: ChannelGraph
+
+
+def _cut(problem: Problem, method: Method) -> tuple[_Cut, nn.Module]:
+    """Decide and cut; where the model's code cannot express a cut, leave those groups whole and decide again."""
+    is_rehearsed = False
+    while True:
+        decision = method.decide(problem)
+        source = decision.model if decision.model is not None else problem.model
+        try:
+            return _Cut(decision, source, problem.graph), shrink(source, problem.graph, decision.plan)
+        except SurgeryError:
+            if is_rehearsed:
+                raise
+            is_rehearsed, graph = True, feasible(problem.model, problem.graph)
+            if not graph.rigid:
+                raise
+            log.warning("left whole, since the model's code cannot narrow them: %s", ", ".join(graph.rigid))
+            problem = dataclasses.replace(problem, graph=graph)
+
+
+def _repairs(repair: Sequence[str] | None, data: Any, task: Any) -> tuple[str, ...]:
+    if repair is None:
+        return ("batchnorm",) if data is not None and task is not None else ()
+    chosen = (repair,) if isinstance(repair, str) else tuple(repair)
+    if unknown := [name for name in chosen if name not in REPAIRS]:
+        raise MethodError(f"repair={unknown[0]!r}: expected some of {', '.join(REPAIRS)}.")
+    if "batchnorm" in chosen and (data is None or task is None):
+        raise MethodError("repair='batchnorm' needs data= and task= to re-estimate running statistics on.")
+    return chosen
+
+
+def _verified(source: nn.Module, small: nn.Module, plan: Plan, args: Any, kwargs: Mapping[str, Any]) -> Verification:
+    found = verify(source, small, plan, args, kwargs)
+    if not found.is_exact:
+        raise VerificationError(
+            f"the smaller model is not the masked one: {found}. This is a fault of the channel graph for this model; "
+            "please report it, and protect the modules that graph.explain shows."
+        )
+    return found

@@ -1,0 +1,93 @@
+"""Which groups a model's own code lets go.
+
+Some forward passes derive one width from another (``C // num_heads`` of a stream that may be cut on its own) or hold a
+number that no attribute holds. A rehearsal on tensors without data finds the groups whose cut the code cannot
+express, so
+that a plan can leave them whole instead of failing.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ..errors import SurgeryError
+from ..graph.groups import ChannelGraph
+from ..graph.labels import compact
+from ..graph.tape import Ref, to_meta
+from ..plan import Plan
+from .shrink import copy_with, shrink
+
+log = logging.getLogger(__name__)
+
+
+def feasible(model: nn.Module, graph: ChannelGraph, *, seed: int = 0) -> ChannelGraph:
+    """Return the graph without the groups that the model's code cannot narrow; ``graph.rigid`` says which and why.
+
+    Args:
+        model: the traced model; not changed.
+        graph: its graph.
+        seed: draws the rehearsed plans.
+    """
+    bare = model if graph.tape.carrier == "real" else copy_with(model, lambda _, tensor: to_meta(tensor))
+    while graph.groups:
+        try:
+            shrink(bare, graph, _rehearsal(graph, seed))
+        except SurgeryError as error:
+            rigid = blamed(graph, error) or set(graph.groups)
+            log.info("%s cannot be narrowed: %s", ", ".join(sorted(rigid)), error)
+            reasons = {**graph.rigid, **dict.fromkeys(sorted(rigid), str(error))}
+            graph = replace(graph, groups={n: g for n, g in graph.groups.items() if n not in rigid}, rigid=reasons)
+        else:
+            break
+    return graph
+
+
+def _rehearsal(graph: ChannelGraph, seed: int) -> Plan:
+    """A plan that cuts every group by about 40 %, to numbers that divide nothing by chance."""
+    draw = random.Random(seed)
+    removed = {
+        n: draw.sample(range(g.width), max(1, min(g.width - 1, round(g.width * 0.4)))) for n, g in graph.groups.items()
+    }
+    return Plan.from_removed(removed, graph.widths)
+
+
+def blamed(graph: ChannelGraph, error: SurgeryError) -> set[str]:
+    """Groups to leave whole after a failed cut: those at the operation that failed, else those of its module."""
+    index, path = getattr(error, "op_index", None), getattr(error, "module_path", "")
+    found = _at_op(graph, index) if index is not None else set()
+    while not found:
+        found = {
+            n
+            for n, g in graph.groups.items()
+            if any(m.module == path or m.module.startswith(f"{path}.") for m in g.members)
+        }
+        if not path:
+            break
+        path = path.rpartition(".")[0]
+    return found
+
+
+def _at_op(graph: ChannelGraph, index: int) -> set[str]:
+    op = graph.tape.ops[index]
+    layers: list[Any] = [layer for own in graph.op_layers[index] for layer in own]
+    producer: dict[int, int] = {}
+    for earlier in graph.tape.ops[:index]:
+        producer.update({ref.number: earlier.index for ref in earlier.outs()})
+    for ref in op.refs():
+        layers += _layers_of(graph, ref, producer)
+    numbers = {int(n) for layer in layers for n in graph.component[compact(layer).numpy().ravel()]}
+    return {name for name, group in graph.groups.items() if numbers.intersection(group.channels.tolist())}
+
+
+def _layers_of(graph: ChannelGraph, ref: Ref, producer: dict[int, int]) -> list[Any]:
+    if ref.number not in producer:
+        return graph.labels.layers.get(ref.number, [])
+    made = producer[ref.number]
+    outs = graph.tape.ops[made].outs()
+    position = next(k for k, out in enumerate(outs) if out.number == ref.number)
+    return graph.op_layers[made][position]
