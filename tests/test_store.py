@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from secateur import Budget, load, prune, save
 from secateur.errors import StoreError
-from secateur.store import BudgetNote, Details, annotate_, load, read_record, save
+from secateur.store import BudgetNote, Details, annotate_, read_record
 from secateur.store import folder as folder_module
 from secateur.surgery.record import record_of
 
@@ -290,6 +291,18 @@ def test_details_noted_on_the_model_travel_with_it(tmp_path):
     assert read_record(tmp_path / "two").details == Details(method="l1_filter")
     save(cut, tmp_path / "three", details={"method": "random"})
     assert read_record(tmp_path / "three").details.method == "random"
+    save(halved(cut, example(ConvNet)), tmp_path / "four")
+    assert read_record(tmp_path / "four").details == Details(), "they are of the cut before"
+
+
+def test_what_prune_did_is_saved_with_its_model(tmp_path):
+    result = prune(fresh(ConvNet), example(ConvNet), budget=Budget(remove=0.5, of="macs"), method="random", seed=3)
+    save(result.model, tmp_path)
+    details = read_record(tmp_path).details
+    assert details.method == "random"
+    assert details.budget == BudgetNote(remove=0.5, of="macs", removed=result.removed)
+    assert details.verification_error == result.verification.max_relative_error
+    assert_same(load(tmp_path, ConvNet), result.model)
 
 
 @pytest.mark.parametrize(

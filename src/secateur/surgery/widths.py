@@ -188,10 +188,11 @@ def without_nested_tensors_(small: nn.Module, swapped: Iterable[str]) -> list[At
 
 
 def relink_recurrent_(model: nn.Module) -> None:
-    """Let each recurrent layer's list of flat weights hold its parameters, in place."""
+    """Let each recurrent layer's list of flat weights hold its parameters, in one block on a GPU, in place."""
     for layer in model.modules():
         if isinstance(layer, nn.RNNBase):
             layer.__dict__["_flat_weights"] = [getattr(layer, name, None) for name in layer._flat_weights_names]
+            layer.flatten_parameters()
 
 
 def recompute_weights_(model: nn.Module) -> None:
