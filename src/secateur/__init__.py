@@ -9,6 +9,8 @@ from .graph import trace as trace
 from .plan import Plan as Plan
 from .prune import PruneResult as PruneResult
 from .prune import prune as prune
+from .store import load as load
+from .store import save as save
 from .surgery.mask import mask as mask
 from .surgery.shrink import shrink as shrink
 from .surgery.verify import Verification as Verification
@@ -22,9 +24,11 @@ __all__ = [
     "Plan",
     "PruneResult",
     "Verification",
+    "load",
     "mask",
     "methods",
     "prune",
+    "save",
     "shrink",
     "trace",
     "verify",
