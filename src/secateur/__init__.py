@@ -6,6 +6,8 @@ from .budget import Limits as Limits
 from .graph import ChannelGraph as ChannelGraph
 from .graph import ChannelGroup as ChannelGroup
 from .graph import trace as trace
+from .methods.sensitivity import SensitivityCurves as SensitivityCurves
+from .methods.sensitivity import sensitivity as sensitivity
 from .plan import Plan as Plan
 from .prune import PruneResult as PruneResult
 from .prune import prune as prune
@@ -21,10 +23,12 @@ __all__ = [
     "Limits",
     "Plan",
     "PruneResult",
+    "SensitivityCurves",
     "Verification",
     "mask",
     "methods",
     "prune",
+    "sensitivity",
     "shrink",
     "trace",
     "verify",
