@@ -21,7 +21,7 @@ from ..graph.groups import ChannelGraph
 from ..graph.labels import compact
 from ..graph.tape import Op, Ref, replay
 from .record import AttributeChange
-from .widths import apply_native_, needs_dropin, swap_attention_
+from .widths import apply_native_, kept_heads, native_widths, needs_dropin, swap_attention_, without_nested_tensors_
 
 log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
@@ -49,7 +49,11 @@ def repair_(
         SurgeryError: a width in the model's code cannot be found among its attributes.
     """
     changes = apply_native_(small, model)
-    swapped = {path: swap_attention_(small, model, graph, path, cuts) for path in needs_dropin(small, model)}
+    swapped = {}
+    for path in needs_dropin(small, model):
+        old: Any = model.get_submodule(path)
+        swapped[path] = swap_attention_(small, path, old, kept_heads(old, path, cuts))
+    changes += without_nested_tensors_(small, swapped)
     if not cuts:
         return changes, swapped
     wanted = wanted_sizes(graph, alive)
@@ -125,6 +129,10 @@ def results(op: Op) -> list[Ref]:
     return op.outs()[:1] if isinstance(op.out, tuple) else op.outs()
 
 
+def _kind(op: Op) -> str:
+    return "view" if op.name == "_unsafe_view" else op.name
+
+
 class _Repair:
     """A search over attribute values, scored by how far the replay gets."""
 
@@ -141,7 +149,7 @@ class _Repair:
         self.tries = 0
         self.expected: list[tuple[Op, list[tuple[int, ...]]]] = []
         for op, layers in zip(graph.tape.ops, graph.op_layers, strict=True):
-            if not self._is_swapped(op.module):
+            if self._is_compared(op):
                 shapes = [
                     graph.shape_after(own, r.shape, alive) if own else r.shape
                     for r, own in zip(results(op), layers, strict=False)
@@ -152,6 +160,10 @@ class _Repair:
 
     def _is_swapped(self, path: str) -> bool:
         return any(path == s or path.startswith(f"{s}.") for s in self.swapped)
+
+    def _is_compared(self, op: Op) -> bool:
+        """Whether an operation must run again; ``reshape`` copies or not by the sizes, and drop-ins run their own."""
+        return op.name != "clone" and not self._is_swapped(op.module)
 
     def _holders(self) -> tuple[dict[str, list[Holder]], dict[Holder, list[int]]]:
         """Find, for each module that used a size, the attributes with that value: its own, else its ancestors'."""
@@ -201,12 +213,12 @@ class _Repair:
         self.tries += 1
         args, kwargs = self.graph.example
         tape, error, failed_in = replay(self.small, args, kwargs, carrier=self.graph.tape.carrier)
-        ops = [op for op in tape.ops if not self._is_swapped(op.module)]
+        ops = [op for op in tape.ops if self._is_compared(op)]
         for k, op in enumerate(ops):
             if k >= len(self.expected):
                 break
             known, shapes = self.expected[k]
-            if op.name != known.name:
+            if _kind(op) != _kind(known):
                 if self.graph.tape.carrier == "real" and error is None:
                     return len(self.expected), None  # control flow follows the data: the numbers are compared by verify
                 return k, (k, known.module, f"{op.name} ran where {known.name} was expected")
@@ -303,11 +315,12 @@ def _is_unlikely(name: str) -> bool:
 
 def matching(module: nn.Module, value: int) -> list[str]:
     """Names of a module's integer attributes with this value; inside lists and tuples as ``name[i]``, else in its
-    config.
+    config. Widths that torch's own layers read off their tensors are right already and left out.
     """
     found = []
+    read_off = native_widths(module)
     for name, held in module.__dict__.items():
-        if name in ("training",) or name.startswith(("_forward", "_backward", "_state", "_load")):
+        if name in ("training",) or name in read_off or name.startswith(("_forward", "_backward", "_state", "_load")):
             continue
         if type(held) is int and held == value:
             found.append(name)
@@ -319,6 +332,22 @@ def matching(module: nn.Module, value: int) -> list[str]:
     if config is not None and hasattr(config, "__dict__"):
         return [f"config.{name}" for name, held in vars(config).items() if type(held) is int and held == value]
     return []
+
+
+def read(module: nn.Module, name: str) -> Any:
+    """Return an attribute by the name that `matching` gives; None if there is none.
+
+    >>> read(nn.Conv2d(3, 8, 5), "kernel_size[1]")
+    5
+    """
+    if name.endswith("]"):
+        base, _, position = name[:-1].partition("[")
+        held = module.__dict__.get(base)
+        index = int(position)
+        return held[index] if isinstance(held, (list, tuple)) and index < len(held) else None
+    if name.startswith("config."):
+        return getattr(module.__dict__.get("config"), "__dict__", {}).get(name.removeprefix("config."))
+    return getattr(module, name, None)
 
 
 def write(module: nn.Module, name: str, value: Any) -> None:

@@ -9,7 +9,6 @@ operations these are. Everything else of the reference runs at full width on zer
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from ..graph.labels import Statistic, axes, compact
 from ..graph.tape import leaves, map_tensors, plain_kernels, set_training, tensors, untouched
 from ..plan import Plan
 from .mask import mask
+from .shrink import copy_with
 
 Array = np.ndarray[Any, Any]
 TOLERANCE = 1e-9
@@ -239,7 +239,7 @@ def _double(model: nn.Module) -> Iterator[nn.Module]:
 
 def to_double(model: nn.Module) -> nn.Module:
     """Return a copy with every floating tensor in float64, complex in complex128, plain tensor attributes too."""
-    precise = copy.deepcopy(model)
+    precise = copy_with(model, lambda _, tensor: tensor.detach().clone(memory_format=torch.preserve_format))
     for module in precise.modules():
         for table in (module._parameters, module._buffers):
             for key, tensor in table.items():
