@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from .graph import ChannelGraph as ChannelGraph
     from .graph import ChannelGroup as ChannelGroup
     from .graph import trace as trace
+    from .methods.sensitivity import SensitivityCurves as SensitivityCurves
+    from .methods.sensitivity import sensitivity as sensitivity
     from .plan import Plan as Plan
     from .prune import PruneResult as PruneResult
     from .prune import prune as prune
+    from .store import load as load
+    from .store import save as save
     from .surgery.mask import mask as mask
     from .surgery.shrink import shrink as shrink
     from .surgery.verify import Verification as Verification
@@ -30,9 +34,13 @@ _HOMES = {  # name -> the module that has it
     "Limits": "budget",
     "Plan": "plan",
     "PruneResult": "prune",
+    "SensitivityCurves": "methods.sensitivity",
     "Verification": "surgery.verify",
+    "load": "store",
     "mask": "surgery.mask",
     "prune": "prune",
+    "save": "store",
+    "sensitivity": "methods.sensitivity",
     "shrink": "surgery.shrink",
     "trace": "graph",
     "verify": "surgery.verify",
@@ -45,10 +53,14 @@ __all__ = [
     "Limits",
     "Plan",
     "PruneResult",
+    "SensitivityCurves",
     "Verification",
+    "load",
     "mask",
     "methods",
     "prune",
+    "save",
+    "sensitivity",
     "shrink",
     "trace",
     "verify",

@@ -63,6 +63,14 @@ CATALOGUE: dict[str, Entry] = {
             (),
             "channels drawn at random go: the bar for every other method",
         ),
+        Entry(
+            "sensitivity",
+            "Sensitivity",
+            "automatic",
+            "Li et al. 2017, Pruning Filters for Efficient ConvNets, arXiv:1608.08710 (section 3.2)",
+            ("data", "labels"),
+            "every group loses as much as costs the same validation accuracy, cut on its own",
+        ),
     )
 }
 
