@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import MethodError, UnknownName
-from .methods._problem import Method
+
+if TYPE_CHECKING:
+    from .methods._problem import Method
 
 
 @dataclass(frozen=True)
