@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from secateur.errors import BudgetError, MethodError, NothingToPrune, UnknownName
+from secateur.errors import BudgetError, MethodError, NothingToPrune, TrainingError, UnknownName
 
 from .cases import Case
 from .subject import Subject
@@ -45,7 +45,7 @@ def missing_data(subject: Subject, case: Case) -> None:
 @refuses
 def empty_data(subject: Subject, case: Case) -> None:
     if subject.reads_data:
-        with pytest.raises(MethodError, match=r"batch|data"):
+        with pytest.raises((MethodError, TrainingError), match=r"batch|data|loader|sample"):
             subject.decide(case.problem(data=[]))
 
 
