@@ -262,7 +262,8 @@ def analyse(
             labels.freeze(layer, "an output of the model")
     tie_recurrent(labels, modules)
     component = _components(labels)
-    groups = _groups(labels, component, modules)
+    sizes = element_sizes(model)
+    groups = _groups(labels, component, modules, {name: own for name, (own, _) in sizes.items()})
     for name, path in labels.unknown:
         log.warning("no rule for %s in %s: the channels that touch it are frozen", name, path or "the model")
     return ChannelGraph(
@@ -275,7 +276,7 @@ def analyse(
         aliases=aliases,
         op_layers=op_layers,
         modules=tuple(modules),
-        sizes_of_elements=element_sizes(model),
+        sizes_of_elements=sizes,
         example=example,
     )
 
@@ -350,7 +351,9 @@ def _settle(labels: Labels, component: Array, grid: Tensor, op_index: int) -> bo
     return True
 
 
-def _groups(labels: Labels, component: Array, modules: dict[str, nn.Module]) -> dict[str, ChannelGroup]:
+def _groups(
+    labels: Labels, component: Array, modules: dict[str, nn.Module], is_parameter: dict[str, bool]
+) -> dict[str, ChannelGroup]:
     """Channels with the same footprint over (tensor, axis) and over every product are one group."""
     places = [(name, k, compact(x)) for name, (_, ls) in labels.params.items() for k, x in enumerate(ls)]
     factors = {(f.data_ptr(), tuple(f.shape)): f for c in labels.contractions for f in c.factors}
@@ -363,8 +366,11 @@ def _groups(labels: Labels, component: Array, modules: dict[str, nn.Module]) -> 
     hashes = np.random.default_rng(0).integers(1, 2**63, size=len(arrays), dtype=np.uint64)
     footprint = np.zeros(count, dtype=np.uint64)
     np.add.at(footprint, np.concatenate(arrays), np.repeat(hashes, [len(a) for a in arrays]))
+    own = [a for a, (name, _, _) in zip(arrays, places, strict=False) if is_parameter.get(name, False)]
     has_parameter = np.zeros(count, dtype=bool)
-    has_parameter[np.concatenate(arrays[: len(places)])] = True
+    has_parameter[np.concatenate(own) if own else []] = True
+    # a lone place (an unused position of a table) is tied to nothing: there is nothing to narrow
+    has_parameter &= np.bincount(np.concatenate(arrays[: len(places)]), minlength=count) > 1
     has_parameter[component[FROZEN]] = False
     first_slot = np.zeros(count, dtype=np.int64)
     first_slot[component[::-1]] = np.arange(len(component))[::-1]

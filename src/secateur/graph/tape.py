@@ -392,7 +392,7 @@ def _record_on(
                 stack.enter_context(torch.device("meta"))
             else:
                 mode = FakeTensorMode(allow_non_fake_inputs=True)
-                convert = mode.from_tensor
+                convert = _to_fake(mode, (args, kwargs))
                 stack.enter_context(mode)
             names = swap_state_(model, convert)
             args, kwargs = map_tensors(convert, args), map_tensors(convert, kwargs)
@@ -419,6 +419,19 @@ def to_meta(tensor: Tensor) -> Tensor:
     if tensor.device.type == "meta":
         return tensor
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _to_fake(mode: Any, inputs: Any) -> Callable[[Tensor], Tensor]:
+    """Conversion to fake tensors; tensors without data are taken to be where the inputs are."""
+    device = next((t.device for t in tensors(inputs) if t.device.type != "meta"), torch.device("cpu"))
+
+    def convert(tensor: Tensor) -> Tensor:
+        if tensor.device.type != "meta":
+            return mode.from_tensor(tensor)  # type: ignore[no-any-return]
+        with mode:
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+    return convert
 
 
 def set_training(model: nn.Module, training: bool) -> None:

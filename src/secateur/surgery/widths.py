@@ -82,6 +82,17 @@ TABLE: list[tuple[type | tuple[type, ...], Callable[[Any, Any], Widths]]] = [
 ]
 
 
+NAMES: list[tuple[type | tuple[type, ...], tuple[str, ...]]] = [
+    (nn.Linear, ("in_features", "out_features")),
+    (nn.modules.conv._ConvNd, ("in_channels", "out_channels", "groups")),
+    ((nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm), ("num_features",)),
+    (nn.Bilinear, ("in1_features", "in2_features", "out_features")),
+    ((nn.Embedding, nn.EmbeddingBag), ("num_embeddings", "embedding_dim")),
+    ((nn.RNNBase, nn.RNNCellBase), ("input_size", "hidden_size", "proj_size")),
+    (nn.PReLU, ("num_parameters",)),
+]
+
+
 def apply_native_(small: nn.Module, model: nn.Module) -> list[AttributeChange]:
     """Set the widths of torch's own layers from their tensors, in place; return what changed."""
     originals = dict(model.named_modules())
@@ -98,6 +109,11 @@ def apply_native_(small: nn.Module, model: nn.Module) -> list[AttributeChange]:
         if isinstance(layer, nn.RNNBase):
             layer.__dict__["_flat_weights"] = [getattr(layer, n, None) for n in layer._flat_weights_names]
     return changes
+
+
+def native_widths(layer: nn.Module) -> set[str]:
+    """Names of the attributes that `apply_native_` sets on a layer of this kind."""
+    return {name for kinds, names in NAMES for name in names if isinstance(layer, kinds)}
 
 
 def needs_dropin(small: nn.Module, model: nn.Module) -> list[str]:

@@ -1,0 +1,1 @@
+"""Benchmarks: scripts, and the results we stand behind with the command that made each."""
