@@ -110,6 +110,7 @@ def run_apart(name: str, timeout_s: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[""], help="parts of names; all without")
+    parser.add_argument("--every", type=int, default=1, help="take each n-th model only")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=300)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -123,7 +124,7 @@ def main() -> None:
 
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}, ", end="")
     print(f"transformers {transformers.__version__}, {options.jobs} processes of one thread")
-    names = [n for n in all_models() if any(part in n for part in options.only)]
+    names = [n for n in all_models() if any(part in n for part in options.only)][:: options.every]
     rows = []
     with ThreadPoolExecutor(options.jobs) as pool:
         for row in pool.map(lambda name: run_apart(name, options.timeout), names):

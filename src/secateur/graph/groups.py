@@ -254,7 +254,7 @@ def analyse(
     modules = dict(model.named_modules())
     labels.kernel = kernel_axes(modules, tape.state, {name: len(shape) for name, shape in shapes.items()})
     labels.recurrent = {path for path, m in modules.items() if isinstance(m, (nn.RNNBase, nn.RNNCellBase))}
-    op_layers = [_step(labels, op, strict) for op in tape.ops]
+    op_layers = [step(labels, op, strict=strict) for op in tape.ops]
     labels.op = None
     for ref in tape.outputs:
         for layer in labels.get(ref):
@@ -281,7 +281,8 @@ def analyse(
     )
 
 
-def _step(labels: Labels, op: Op, strict: bool) -> list[list[Tensor]]:
+def step(labels: Labels, op: Op, *, strict: bool) -> list[list[Tensor]]:
+    """Pass labels through one operation; return the layers of its results."""
     labels.op = op
     if all(ref.number in labels.static for ref in op.refs()):
         labels.static.update(ref.number for ref in op.outs())
@@ -393,7 +394,9 @@ def _groups(
         added[component[layer.numpy()]] = True
     result: dict[str, ChannelGroup] = {}
     for numbers, own in zip(channels, members, strict=True):
-        if len(numbers) > 1:
+        # what no parameter makes (columns of a constant table) is an input of the model, not a channel
+        is_made = any(is_parameter.get(m.tensor, False) and m.role != "in" for m in own)
+        if len(numbers) > 1 and is_made:
             name = _name(own, result)
             result[name] = ChannelGroup(name, numbers, tuple(own), bool(added[numbers].any()))
     return result

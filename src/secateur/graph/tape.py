@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import TraceError
+from .kernels import SUBSTITUTES
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ COMPOSITE = frozenset(
 )
 
 
-class _CallWatch(TorchFunctionMode):
+class CallWatch(TorchFunctionMode):
     """Knows in which composite call the pass is, and whether it is attention scaled by 1 / sqrt(query width)."""
 
     def __init__(self) -> None:
@@ -167,8 +168,10 @@ class _CallWatch(TorchFunctionMode):
             self.is_scaled, self.current = False, 0
 
 
-class _Recorder(TorchDispatchMode):
-    def __init__(self, tape: Tape, state: dict[int, str], watch: ModuleWatch, calls: _CallWatch) -> None:
+class Recorder(TorchDispatchMode):
+    """Writes down every operation that runs inside it, and numbers the tensors."""
+
+    def __init__(self, tape: Tape, state: dict[int, str], watch: ModuleWatch, calls: CallWatch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape, self.watch, self.calls = tape, watch, calls
         self.names = state  # id(tensor) -> name
@@ -177,7 +180,12 @@ class _Recorder(TorchDispatchMode):
         self.count = 0
         self.opnames: dict[Any, str] = {}
 
+    def note_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keyword arguments with every tensor replaced by its `Ref`."""
+        return {key: self.note(value) for key, value in kwargs.items()} if kwargs else {}
+
     def note(self, value: Any) -> Any:
+        """Return an argument with every tensor replaced by its `Ref`."""
         if isinstance(value, Tensor):
             return self.ref(value)
         kind = type(value)
@@ -186,6 +194,7 @@ class _Recorder(TorchDispatchMode):
         return value
 
     def ref(self, tensor: Tensor) -> Ref:
+        """Return the number of a tensor, a new one for a new tensor."""
         key = id(tensor)
         number = self.numbers.get(key)
         if number is None:
@@ -207,8 +216,8 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         noted = self.note(args)
-        noted_kwargs = {key: self.note(value) for key, value in kwargs.items()} if kwargs else {}
-        out = func(*args, **kwargs)
+        noted_kwargs = self.note_kwargs(kwargs)
+        out = SUBSTITUTES.get(func, func)(*args, **kwargs)
         if func.namespace == "prim":
             return out
         name = self.opnames.get(func)
@@ -411,7 +420,7 @@ def _record_on(
         elif any(t.device.type == "meta" for t in model.parameters()):
             raise RuntimeError("the parameters are on the meta device and hold no data")
         stack.enter_context(watch.watching())
-        recorder = _Recorder(tape, names, watch, stack.enter_context(_CallWatch()))
+        recorder = Recorder(tape, names, watch, stack.enter_context(CallWatch()))
         try:
             with recorder:
                 out = model(*args, **kwargs)

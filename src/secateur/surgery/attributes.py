@@ -23,7 +23,7 @@ from ..graph.labels import compact
 from ..graph.tape import Op, Ref, replay
 from .record import AttributeChange
 from .steps import expected_steps, found_steps, is_inside, results
-from .widths import apply_native_, native_widths, needs_dropin, swap_attention_
+from .widths import apply_native_, kept_heads, native_widths, needs_dropin, swap_attention_, without_nested_tensors_
 
 log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
@@ -57,7 +57,11 @@ def repair_(
         SurgeryError: a width in the model's code cannot be found among its attributes.
     """
     changes = apply_native_(small, model)
-    swapped = {path: swap_attention_(small, model, graph, path, cuts) for path in needs_dropin(small, model)}
+    swapped = {}
+    for path in needs_dropin(small, model):
+        old: Any = model.get_submodule(path)
+        swapped[path] = swap_attention_(small, path, old, kept_heads(old, path, cuts))
+    changes += without_nested_tensors_(small, swapped)
     if not cuts:
         return changes, swapped
     wanted = wanted_sizes(graph, alive, dict(small.named_modules()))
@@ -157,8 +161,6 @@ class _Repair:
                 continue
             for before, afters in sizes.items():
                 for holder in self._with_value(path, before):
-                    if holder.name in native_widths(self.modules[holder.module]):
-                        continue
                     by_module.setdefault(path, []).append(holder)
                     known = options.setdefault(holder, [])
                     known += [a for a in afters if a not in known]
@@ -293,11 +295,12 @@ def _is_unlikely(name: str) -> bool:
 
 def matching(module: nn.Module, value: int) -> list[str]:
     """Names of a module's integer attributes with this value; inside lists and tuples as ``name[i]``, else in its
-    config.
+    config. Widths that torch's own layers read off their tensors are right already and left out.
     """
     found = []
+    read_off = native_widths(module)
     for name, held in module.__dict__.items():
-        if name in ("training",) or name.startswith(("_forward", "_backward", "_state", "_load")):
+        if name in ("training",) or name in read_off or name.startswith(("_forward", "_backward", "_state", "_load")):
             continue
         if type(held) is int and held == value:
             found.append(name)
@@ -309,6 +312,22 @@ def matching(module: nn.Module, value: int) -> list[str]:
     if config is not None and hasattr(config, "__dict__"):
         return [f"config.{name}" for name, held in vars(config).items() if type(held) is int and held == value]
     return []
+
+
+def read(module: nn.Module, name: str) -> Any:
+    """Return an attribute by the name that `matching` gives; None if there is none.
+
+    >>> read(nn.Conv2d(3, 8, 5), "kernel_size[1]")
+    5
+    """
+    if name.endswith("]"):
+        base, _, position = name[:-1].partition("[")
+        held = module.__dict__.get(base)
+        index = int(position)
+        return held[index] if isinstance(held, (list, tuple)) and index < len(held) else None
+    if name.startswith("config."):
+        return getattr(module.__dict__.get("config"), "__dict__", {}).get(name.removeprefix("config."))
+    return getattr(module, name, None)
 
 
 def write(module: nn.Module, name: str, value: Any) -> None:
