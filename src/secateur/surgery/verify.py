@@ -23,7 +23,7 @@ from ..graph.groups import ChannelGraph, as_args, step, trace
 from ..graph.kernels import SUBSTITUTES, PlainKernels
 from ..graph.labels import Labels, axes, compact
 from ..graph.tape import (
-    AttentionWatch,
+    CallWatch,
     ModuleWatch,
     Op,
     Recorder,
@@ -159,7 +159,7 @@ class _KeptStatistics(TorchDispatchMode):
         self.graph, self.alive = graph, alive
         self.count = self.index = 0
         watch = ModuleWatch(masked)
-        self.recorder = Recorder(Tape("real"), state_names(masked), watch, AttentionWatch())
+        self.recorder = Recorder(Tape("real"), state_names(masked), watch, CallWatch())
         self.labels = Labels(self.recorder.tape.state, heads=graph.labels.heads)
         self.labels.kernel = graph.labels.kernel
         self.known = np.ones(1, dtype=bool)  # slot -> alive
