@@ -224,7 +224,10 @@ class _KeptStatistics(TorchDispatchMode):
             if narrow.shape == full.shape:
                 full.copy_(narrow)
                 continue
-            for axis, kept in self._keep(self.labels.layers.get(ref.number, [])).items():
+            keep = self._keep(self.labels.layers.get(ref.number, []))
+            if not keep:  # the statistics that a norm returns beside its result
+                continue
+            for axis, kept in keep.items():
                 spread = narrow.new_zeros([s if d != axis else full.shape[axis] for d, s in enumerate(narrow.shape)])
                 narrow = spread.index_copy(axis, kept, narrow)
             full.copy_(narrow)
