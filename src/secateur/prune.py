@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from torch import nn
@@ -20,6 +20,7 @@ from .methods._problem import Decision, Method, Problem
 from .plan import Plan
 from .recovery.batchnorm import reestimate_batchnorm_
 from .recovery.fold import fold_constants
+from .store import BudgetNote, Details, annotate_
 from .surgery.feasible import feasible
 from .surgery.shrink import check_model, shrink
 from .surgery.verify import Verification, verify
@@ -137,7 +138,22 @@ def prune(
     verification = _verified(cut.source, small, plan, example, named) if check else None
     if "batchnorm" in repairs and data is not None and task is not None:
         reestimate_batchnorm_(small, data, task)
-    return PruneResult(small, plan, graph, budget, graph.costs(), graph.costs(plan), verification, cut.decision)
+    result = PruneResult(small, plan, graph, budget, graph.costs(), graph.costs(plan), verification, cut.decision)
+    annotate_(small, _details(result, method if isinstance(method, str) else type(method).__name__, chosen))
+    return result
+
+
+def _details(result: PruneResult, name: str, method: Method) -> Details:
+    """What `secateur.save` writes down of how a model came about."""
+    names = [f.name for f in dataclasses.fields(method)] if is_dataclass(method) else []
+    settings = {key: getattr(method, key) for key in names}
+    verification = result.verification
+    return Details(
+        method=name,
+        settings={key: value if type(value) in (bool, int, str) else repr(value) for key, value in settings.items()},
+        budget=BudgetNote(remove=result.budget.remove, of=result.budget.of, removed=result.removed),
+        verification_error=None if verification is None else verification.max_relative_error,
+    )
 
 
 @dataclass(frozen=True)

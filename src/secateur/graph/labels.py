@@ -377,8 +377,13 @@ class Labels:
 
 def inner_axis(layer: Tensor, varying: Axes) -> int:
     """Return the axis along which slot numbers change least: head dimensions, not heads."""
-    first = int(layer[(0,) * layer.ndim])
-    return min(varying, key=lambda d: abs(int(layer[tuple(int(d == k) for k in range(layer.ndim))]) - first))
+    small = compact(layer)
+    first = int(small[(0,) * small.ndim])
+
+    def span(axis: int) -> int:
+        return abs(int(small[tuple(small.shape[d] - 1 if d == axis else 0 for d in range(small.ndim))]) - first)
+
+    return min(varying, key=span)
 
 
 def _sized(operand: Operand, shape: tuple[int, ...]) -> Axes:

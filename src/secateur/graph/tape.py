@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import TraceError
+from .kernels import SUBSTITUTES
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     return value
 
 
-class _AttentionWatch(TorchFunctionMode):
+class AttentionWatch(TorchFunctionMode):
     """Knows when the pass is inside an attention call whose scale is 1 / sqrt(width of the queries)."""
 
     def __init__(self) -> None:
@@ -154,8 +155,10 @@ class _AttentionWatch(TorchFunctionMode):
             self.is_inside = False
 
 
-class _Recorder(TorchDispatchMode):
-    def __init__(self, tape: Tape, state: dict[int, str], watch: ModuleWatch, attention: _AttentionWatch) -> None:
+class Recorder(TorchDispatchMode):
+    """Writes down every operation that runs inside it, and numbers the tensors."""
+
+    def __init__(self, tape: Tape, state: dict[int, str], watch: ModuleWatch, attention: AttentionWatch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape, self.watch, self.attention = tape, watch, attention
         self.names = state  # id(tensor) -> name
@@ -164,7 +167,12 @@ class _Recorder(TorchDispatchMode):
         self.count = 0
         self.opnames: dict[Any, str] = {}
 
+    def note_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keyword arguments with every tensor replaced by its `Ref`."""
+        return {key: self.note(value) for key, value in kwargs.items()} if kwargs else {}
+
     def note(self, value: Any) -> Any:
+        """Return an argument with every tensor replaced by its `Ref`."""
         if isinstance(value, Tensor):
             return self.ref(value)
         kind = type(value)
@@ -173,6 +181,7 @@ class _Recorder(TorchDispatchMode):
         return value
 
     def ref(self, tensor: Tensor) -> Ref:
+        """Return the number of a tensor, a new one for a new tensor."""
         key = id(tensor)
         number = self.numbers.get(key)
         if number is None:
@@ -194,8 +203,8 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         noted = self.note(args)
-        noted_kwargs = {key: self.note(value) for key, value in kwargs.items()} if kwargs else {}
-        out = func(*args, **kwargs)
+        noted_kwargs = self.note_kwargs(kwargs)
+        out = SUBSTITUTES.get(func, func)(*args, **kwargs)
         if func.namespace == "prim":
             return out
         name = self.opnames.get(func)
@@ -392,15 +401,15 @@ def _record_on(
                 stack.enter_context(torch.device("meta"))
             else:
                 mode = FakeTensorMode(allow_non_fake_inputs=True)
-                convert = mode.from_tensor
+                convert = _to_fake(mode, (args, kwargs))
                 stack.enter_context(mode)
             names = swap_state_(model, convert)
             args, kwargs = map_tensors(convert, args), map_tensors(convert, kwargs)
         elif any(t.device.type == "meta" for t in model.parameters()):
             raise RuntimeError("the parameters are on the meta device and hold no data")
         stack.enter_context(watch.watching())
-        attention = stack.enter_context(_AttentionWatch())
-        recorder = _Recorder(tape, names, watch, attention)
+        attention = stack.enter_context(AttentionWatch())
+        recorder = Recorder(tape, names, watch, attention)
         try:
             with recorder:
                 out = model(*args, **kwargs)
@@ -419,6 +428,19 @@ def to_meta(tensor: Tensor) -> Tensor:
     if tensor.device.type == "meta":
         return tensor
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _to_fake(mode: Any, inputs: Any) -> Callable[[Tensor], Tensor]:
+    """Conversion to fake tensors; tensors without data are taken to be where the inputs are."""
+    device = next((t.device for t in tensors(inputs) if t.device.type != "meta"), torch.device("cpu"))
+
+    def convert(tensor: Tensor) -> Tensor:
+        if tensor.device.type != "meta":
+            return mode.from_tensor(tensor)  # type: ignore[no-any-return]
+        with mode:
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+    return convert
 
 
 def set_training(model: nn.Module, training: bool) -> None:

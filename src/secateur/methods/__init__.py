@@ -5,5 +5,6 @@ from ._problem import Method as Method
 from ._problem import Problem as Problem
 from .l1_filter import L1Filter as L1Filter
 from .random import Random as Random
+from .sensitivity import Sensitivity as Sensitivity
 
-__all__ = ["Decision", "L1Filter", "Method", "Problem", "Random"]
+__all__ = ["Decision", "L1Filter", "Method", "Problem", "Random", "Sensitivity"]

@@ -21,11 +21,17 @@ from ..graph.groups import ChannelGraph
 from ..graph.labels import compact
 from ..graph.tape import Op, Ref, replay
 from .record import AttributeChange
-from .widths import apply_native_, needs_dropin, swap_attention_
+from .widths import apply_native_, kept_heads, native_widths, needs_dropin, swap_attention_, without_nested_tensors_
 
 log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
-TRIES = 200  # replays before giving up
+TRIES = 60  # replays before giving up
+UNCOMPARED = ("clone", "contiguous", "alias", "detach")  # whether a reshape has to copy depends on the sizes
+SIZED = (  # operations that are called with sizes
+    "view _unsafe_view reshape expand repeat tile split split_with_sizes unflatten unfold as_strided zeros ones "
+    "full empty new_zeros new_ones new_full new_empty constant_pad_nd native_group_norm native_layer_norm pixel_shuffle"
+).split()
+ALIASES = {"_unsafe_view": "view", "reshape": "view", "_reshape_alias": "view"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,11 @@ def repair_(
         SurgeryError: a width in the model's code cannot be found among its attributes.
     """
     changes = apply_native_(small, model)
-    swapped = {path: swap_attention_(small, model, graph, path, cuts) for path in needs_dropin(small, model)}
+    swapped = {}
+    for path in needs_dropin(small, model):
+        old: Any = model.get_submodule(path)
+        swapped[path] = swap_attention_(small, path, old, kept_heads(old, path, cuts))
+    changes += without_nested_tensors_(small, swapped)
     if not cuts:
         return changes, swapped
     wanted = wanted_sizes(graph, alive)
@@ -73,7 +83,7 @@ def wanted_sizes(graph: ChannelGraph, alive: Array) -> dict[str, dict[int, list[
         for ref, own in zip(results(op), layers, strict=False):
             after = graph.shape_after(own, ref.shape, alive) if own else ref.shape
             shapes[ref.number] = after
-            if op.name not in ("convolution", "native_batch_norm", "relu", "add", "addmm", "mm", "bmm"):
+            if op.name in SIZED:
                 for old, new in zip(ref.shape, after, strict=True):
                     ask(op, old, new)
         for old, new in _argument_sizes(graph, op, alive, shapes):
@@ -125,6 +135,10 @@ def results(op: Op) -> list[Ref]:
     return op.outs()[:1] if isinstance(op.out, tuple) else op.outs()
 
 
+def _kind(op: Op) -> str:
+    return ALIASES.get(op.name, op.name)
+
+
 class _Repair:
     """A search over attribute values, scored by how far the replay gets."""
 
@@ -139,11 +153,15 @@ class _Repair:
         self.small, self.graph, self.wanted, self.swapped = small, graph, wanted, swapped
         self.modules = dict(small.named_modules())
         self.tries = 0
-        self.expected: list[tuple[Op, list[tuple[int, ...]]]] = []
+        self.expected: list[tuple[Op, list[tuple[int, ...] | None]]] = []
         for op, layers in zip(graph.tape.ops, graph.op_layers, strict=True):
-            if not self._is_swapped(op.module):
+            if self._is_compared(op):
                 shapes = [
-                    graph.shape_after(own, r.shape, alive) if own else r.shape
+                    None
+                    if r.number in graph.labels.uniform
+                    else graph.shape_after(own, r.shape, alive)
+                    if own
+                    else r.shape
                     for r, own in zip(results(op), layers, strict=False)
                 ]
                 self.expected.append((op, shapes))
@@ -152,6 +170,10 @@ class _Repair:
 
     def _is_swapped(self, path: str) -> bool:
         return any(path == s or path.startswith(f"{s}.") for s in self.swapped)
+
+    def _is_compared(self, op: Op) -> bool:
+        """Whether an operation must run again; ``reshape`` copies or not by the sizes, and drop-ins run their own."""
+        return op.name not in UNCOMPARED and not self._is_swapped(op.module)
 
     def _holders(self) -> tuple[dict[str, list[Holder]], dict[Holder, list[int]]]:
         """Find, for each module that used a size, the attributes with that value: its own, else its ancestors'."""
@@ -201,21 +223,20 @@ class _Repair:
         self.tries += 1
         args, kwargs = self.graph.example
         tape, error, failed_in = replay(self.small, args, kwargs, carrier=self.graph.tape.carrier)
-        ops = [op for op in tape.ops if not self._is_swapped(op.module)]
+        ops = [op for op in tape.ops if self._is_compared(op)]
         for k, op in enumerate(ops):
             if k >= len(self.expected):
                 break
             known, shapes = self.expected[k]
-            if op.name != known.name:
+            if _kind(op) != _kind(known):
                 if self.graph.tape.carrier == "real" and error is None:
                     return len(self.expected), None  # control flow follows the data: the numbers are compared by verify
                 return k, (k, known.module, f"{op.name} ran where {known.name} was expected")
-            if [r.shape for r in results(op)] != shapes:
-                return k, (
-                    k,
-                    known.module,
-                    f"{op.name} gave {[list(r.shape) for r in results(op)]}, expected {[list(s) for s in shapes]}",
-                )
+            if any(s is not None and r.shape != s for r, s in zip(results(op), shapes, strict=False)):
+                if self.graph.tape.carrier == "real" and error is None:
+                    return len(self.expected), None  # sizes follow the data, as in routing: verify compares the numbers
+                found = [list(r.shape) for r in results(op)]
+                return k, (k, known.module, f"{op.name} gave {found}, expected {[list(s or ()) for s in shapes]}")
         if error is not None:
             where = failed_in if failed_in is not None else ""
             k = min(len(ops), len(self.expected) - 1)
@@ -250,7 +271,7 @@ class _Repair:
                 if value != self.values.get(holder, holder.value):
                     alike = [(h, self._counterpart(h, holder, value)) for h in self.options if self._alike(h, holder)]
                     single += [alike, [(holder, value)]] if len(alike) > 1 else [[(holder, value)]]
-        pairs = [a + b for i, a in enumerate(single[:12]) for b in single[i + 1 : 12] if a[0][0] != b[0][0]]
+        pairs = [a + b for i, a in enumerate(single[:6]) for b in single[i + 1 : 6] if a[0][0] != b[0][0]]
         return single + pairs
 
     def _near(self, path: str) -> list[Holder]:
@@ -303,11 +324,12 @@ def _is_unlikely(name: str) -> bool:
 
 def matching(module: nn.Module, value: int) -> list[str]:
     """Names of a module's integer attributes with this value; inside lists and tuples as ``name[i]``, else in its
-    config.
+    config. Widths that torch's own layers read off their tensors are right already and left out.
     """
     found = []
+    read_off = native_widths(module)
     for name, held in module.__dict__.items():
-        if name in ("training",) or name.startswith(("_forward", "_backward", "_state", "_load")):
+        if name in ("training",) or name in read_off or name.startswith(("_forward", "_backward", "_state", "_load")):
             continue
         if type(held) is int and held == value:
             found.append(name)
@@ -319,6 +341,22 @@ def matching(module: nn.Module, value: int) -> list[str]:
     if config is not None and hasattr(config, "__dict__"):
         return [f"config.{name}" for name, held in vars(config).items() if type(held) is int and held == value]
     return []
+
+
+def read(module: nn.Module, name: str) -> Any:
+    """Return an attribute by the name that `matching` gives; None if there is none.
+
+    >>> read(nn.Conv2d(3, 8, 5), "kernel_size[1]")
+    5
+    """
+    if name.endswith("]"):
+        base, _, position = name[:-1].partition("[")
+        held = module.__dict__.get(base)
+        index = int(position)
+        return held[index] if isinstance(held, (list, tuple)) and index < len(held) else None
+    if name.startswith("config."):
+        return getattr(module.__dict__.get("config"), "__dict__", {}).get(name.removeprefix("config."))
+    return getattr(module, name, None)
 
 
 def write(module: nn.Module, name: str, value: Any) -> None:

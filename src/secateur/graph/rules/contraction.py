@@ -112,6 +112,34 @@ def factors_of(layers: list[Tensor], shape: tuple[int, ...]) -> tuple[list[Tenso
     return factors, constant
 
 
+@rule("_grouped_mm")
+def grouped(labels: Labels, op: Op) -> None:
+    """Runs of rows times one matrix each, (rows, in) x (experts, in, out): no expert can go, the widths can."""
+    source, weight = op.args[:2]
+    out: Ref = op.out
+    if len(source.shape) != 2 or len(weight.shape) != 3:
+        for ref in op.refs():
+            for layer in labels.get(ref):
+                labels.freeze(layer)
+        return labels.set(out, [])
+    whole = [layer for layer in labels.get(weight) if axes(layer) in ({1}, {2})]
+    for layer in labels.get(weight):
+        if axes(layer) not in ({1}, {2}):
+            labels.freeze(layer, "experts are picked by number")
+    here = [compact(layer).expand(source.shape).select(0, 0) for layer in labels.get(source) if axes(layer) == {1}]
+    for layer in labels.get(source):
+        if axes(layer) != {1}:
+            labels.freeze(layer)
+    there = [layer.select(2, 0).select(0, 0) for layer in whole if axes(layer) == {1}]
+    here, there = _partnered(labels, here, there, 0), _partnered(labels, there, here, 0)
+    size = (source.shape[1],)
+    inner = labels.meet(size, [Operand(size, here, True), Operand(size, there, True)])
+    labels.set(out, [layer.narrow(1, 0, 1).select(0, 0).expand(out.shape) for layer in whole if axes(layer) == {2}])
+    factors, constant = factors_of(labels.get(out), out.shape)
+    factors += [compact(layer) for layer in inner[:1]]
+    return labels.contractions.append(Contraction(op.index, constant * (1 if inner else size[0]), factors))
+
+
 @rule("mv", "dot", "vdot", "addmv", "ger", "outer", "addr", "linalg_vecdot")
 def vectors(labels: Labels, op: Op) -> None:
     """Matrix times vector, inner and outer product (power iteration of spectral norm)."""

@@ -343,5 +343,6 @@ def shuffled(labels: Labels, op: Op) -> None:
 
 
 def _alias(labels: Labels, op: Op) -> None:
-    labels.view_of[op.outs()[0].number] = op.args[0].number
+    if op.outs()[0].number != op.args[0].number:  # an in-place view would be a view of itself
+        labels.view_of[op.outs()[0].number] = op.args[0].number
     _uniform_follows(labels, op)
