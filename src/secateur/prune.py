@@ -145,7 +145,7 @@ def prune(
 
 def _details(result: PruneResult, name: str, method: Method) -> Details:
     """What `secateur.save` writes down of how a model came about."""
-    names = [f.name for f in dataclasses.fields(method)] if is_dataclass(method) else []
+    names: list[str] = [f.name for f in dataclasses.fields(method)] if is_dataclass(method) else []
     settings = {key: getattr(method, key) for key in names}
     verification = result.verification
     return Details(
