@@ -299,7 +299,7 @@ def _as_double(tensor: Tensor) -> Tensor:
 def _telling(tensor: Tensor) -> Tensor:
     """Return a float64 copy; noise in place of a constant or data-free tensor."""
     if not tensor.is_floating_point():
-        return tensor
+        return _as_double(tensor)
     is_blank = tensor.device.type == "meta" or (tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()))
     if not is_blank:
         return tensor.detach().to(torch.float64)
