@@ -14,12 +14,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from secateur import Budget, load, prune, save
+from secateur import Budget, load, prune, save, shrink, trace
 from secateur.errors import StoreError
 from secateur.store import BudgetNote, Details, annotate_, read_record
 from secateur.store import folder as folder_module
+from secateur.surgery.feasible import feasible
 from secateur.surgery.record import record_of
 
+from .networks import ALL_KINDS, Block, NetworkSpec, build
+from .sequence_blocks import SEQUENCE_KINDS
 from .shrunk_models import (
     BY_NAME,
     EXAMPLES,
@@ -33,6 +36,7 @@ from .shrunk_models import (
     TiedEmbedding,
     example,
     fresh,
+    half,
     halved,
 )
 
@@ -128,6 +132,21 @@ def test_after_two_cuts_every_tensor_flag_and_attribute_comes_back(kind, tmp_pat
     cut = halved(halved(fresh(kind), example(kind)), example(kind), skip=1)
     save(cut, tmp_path)
     assert_same(load(tmp_path, fresh(kind, seed=5)), cut)
+
+
+@pytest.mark.slow  # ninety networks
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_every_kind_of_block_comes_back(kind, tmp_path):
+    for length in (0, 8) if kind in SEQUENCE_KINDS else (0,):
+        blocks = (Block(kind, 8),) if length else (Block("conv_with_bias", 8), Block(kind, 8))
+        spec = NetworkSpec(blocks, channels=8 if length else 3, length=length)
+        network = build(spec)
+        graph = feasible(network.model, trace(network.model, network.args))
+        cut = shrink(network.model, graph, half(graph.widths))
+        save(cut, tmp_path)
+        loaded = load(tmp_path, build(spec).model)
+        assert_same(loaded, cut)
+        assert same_bits(loaded(*network.args), cut(*network.args))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
