@@ -1,20 +1,50 @@
-"""Secateur prunes trained PyTorch networks, exactly, and says whether it was worth it."""
+"""Secateur prunes trained PyTorch networks, exactly, and says whether it was worth it.
 
-from . import methods as methods
-from .budget import Budget as Budget
-from .budget import Limits as Limits
-from .graph import ChannelGraph as ChannelGraph
-from .graph import ChannelGroup as ChannelGroup
-from .graph import trace as trace
-from .methods.sensitivity import SensitivityCurves as SensitivityCurves
-from .methods.sensitivity import sensitivity as sensitivity
-from .plan import Plan as Plan
-from .prune import PruneResult as PruneResult
-from .prune import prune as prune
-from .surgery.mask import mask as mask
-from .surgery.shrink import shrink as shrink
-from .surgery.verify import Verification as Verification
-from .surgery.verify import verify as verify
+Names are imported when they are first used, so that ``secateur --help`` does not wait for torch.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import methods as methods
+    from .budget import Budget as Budget
+    from .budget import Limits as Limits
+    from .graph import ChannelGraph as ChannelGraph
+    from .graph import ChannelGroup as ChannelGroup
+    from .graph import trace as trace
+    from .methods.sensitivity import SensitivityCurves as SensitivityCurves
+    from .methods.sensitivity import sensitivity as sensitivity
+    from .plan import Plan as Plan
+    from .prune import PruneResult as PruneResult
+    from .prune import prune as prune
+    from .store import load as load
+    from .store import save as save
+    from .surgery.mask import mask as mask
+    from .surgery.shrink import shrink as shrink
+    from .surgery.verify import Verification as Verification
+    from .surgery.verify import verify as verify
+
+_HOMES = {  # name -> the module that has it
+    "Budget": "budget",
+    "ChannelGraph": "graph",
+    "ChannelGroup": "graph",
+    "Limits": "budget",
+    "Plan": "plan",
+    "PruneResult": "prune",
+    "SensitivityCurves": "methods.sensitivity",
+    "Verification": "surgery.verify",
+    "load": "store",
+    "mask": "surgery.mask",
+    "prune": "prune",
+    "save": "store",
+    "sensitivity": "methods.sensitivity",
+    "shrink": "surgery.shrink",
+    "trace": "graph",
+    "verify": "surgery.verify",
+}
 
 __all__ = [
     "Budget",
@@ -25,11 +55,38 @@ __all__ = [
     "PruneResult",
     "SensitivityCurves",
     "Verification",
+    "load",
     "mask",
     "methods",
     "prune",
+    "save",
     "sensitivity",
     "shrink",
     "trace",
     "verify",
 ]
+
+
+class _Package(ModuleType):
+    """This package, with its names imported on first use."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _HOMES:
+            found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        elif name in __all__:
+            found = importlib.import_module(f"{__name__}.{name}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        setattr(self, name, found)
+        return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Importing the module `prune` from anywhere would put it in the place of the function of that name.
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -35,16 +35,47 @@ class SurgeryRecord:
         kept: tensor name -> for each of its axes that was cut, (axis, kept indices).
         attributes: changed attributes, in the order they were set.
         swapped: module path -> settings of the drop-in that replaced it.
-        plan: JSON of the plan.
+        plan: JSON of the plan; after several cuts in a row, of the last one, in the channels that it found.
+        shapes: tensor name -> shape before the cut, for every name in `kept`.
+
+    Indices, shapes and values before are those of the original class, also after several cuts in a row.
     """
 
     kept: dict[str, list[tuple[int, list[int]]]] = field(default_factory=dict)
     attributes: list[AttributeChange] = field(default_factory=list)
     swapped: dict[str, dict[str, Any]] = field(default_factory=dict)
     plan: str = ""
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def record_of(model: nn.Module) -> SurgeryRecord | None:
     """Return the record that `shrink` left on a model, or None."""
     found = model.__dict__.get(RECORD)
     return found if isinstance(found, SurgeryRecord) else None
+
+
+def composed(first: SurgeryRecord, second: SurgeryRecord) -> SurgeryRecord:
+    """Return one record for two operations in a row, in indices, shapes and values of the model before the first.
+
+    >>> once = SurgeryRecord({"weight": [(0, [1, 2, 4])]}, [AttributeChange("", "width", 5, 3)])
+    >>> both = composed(once, SurgeryRecord({"weight": [(0, [0, 2])]}, [AttributeChange("", "width", 3, 2)]))
+    >>> both.kept, both.attributes
+    ({'weight': [(0, [1, 4])]}, [AttributeChange(module='', name='width', before=5, after=2)])
+    """
+    kept = dict(first.kept)
+    for name, cuts in second.kept.items():
+        axes = {axis: list(index) for axis, index in first.kept.get(name, [])}
+        for axis, index in cuts:
+            axes[axis] = [axes[axis][i] for i in index] if axis in axes else list(index)
+        kept[name] = sorted(axes.items())
+    changes: dict[tuple[str, str], AttributeChange] = {}
+    for change in [*first.attributes, *second.attributes]:
+        known = changes.get((change.module, change.name), change)
+        changes[change.module, change.name] = replace(change, before=known.before)
+    return SurgeryRecord(
+        kept,
+        [change for change in changes.values() if change.before != change.after],
+        {**first.swapped, **second.swapped},
+        second.plan,
+        {**second.shapes, **first.shapes},
+    )

@@ -7,6 +7,7 @@ memory format, ``requires_grad``, hooks and flags are kept.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from ..errors import PlanError, SurgeryError
 from ..graph.groups import ChannelGraph
 from ..plan import Plan
 from .attributes import repair_
-from .record import RECORD, SurgeryRecord, record_of
+from .layout import axis_order, in_order
+from .record import RECORD, SurgeryRecord, composed, record_of
+from .widths import recompute_weights_
 
 Array = np.ndarray[Any, Any]
 
@@ -43,14 +46,12 @@ def shrink(model: nn.Module, graph: ChannelGraph, plan: Plan, *, round_to: int =
     check_model(model, graph)
     alive = graph.alive(plan)
     cuts = {name: cut for name in graph.shapes if (cut := _cut_of(graph, name, alive))}
-    small = copy_with(model, lambda name, tensor: _cut(name, tensor, cuts.get(name)))
+    small = cut_copy(model, cuts)
     changes, swapped = repair_(small, model, graph, alive, cuts)
     kept = {name: [(axis, index.tolist()) for axis, index in cut] for name, cut in cuts.items()}
+    record = SurgeryRecord(kept, changes, swapped, plan.to_json(), {name: graph.shapes[name] for name in cuts})
     before = record_of(model)
-    if before is None:
-        small.__dict__[RECORD] = SurgeryRecord(kept, changes, swapped, plan.to_json())
-    else:
-        small.__dict__[RECORD] = _composed(before, SurgeryRecord(kept, changes, swapped, plan.to_json()))
+    small.__dict__[RECORD] = record if before is None else composed(before, record)
     return small
 
 
@@ -115,18 +116,30 @@ def _merged(cut: Cut) -> Cut:
     return sorted(by_axis.items())
 
 
-def _cut(name: str, tensor: Tensor, cut: Cut | None) -> Tensor:
+def cut_copy(model: nn.Module, cuts: Mapping[str, Cut], instead: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Deep-copy a model with its tensors cut: name -> (axis, kept indices); those named in `instead` are replaced."""
+    known = instead or {}
+    small = copy_with(model, lambda name, t: known[name] if name in known else cut_tensor(t, cuts.get(name, [])))
+    recompute_weights_(small)
+    return small
+
+
+def cut_tensor(tensor: Tensor, cuts: Cut) -> Tensor:
+    """Return the kept places of a tensor as a new one, laid out in memory as the tensor is.
+
+    >>> cut_tensor(torch.arange(6).reshape(2, 3), [(1, torch.tensor([0, 2]))]).tolist()
+    [[0, 2], [3, 5]]
+    """
     result = tensor.detach()
-    for axis, index in cut or ():
-        result = result.index_select(axis, index.to(result.device))
-    if not cut:
+    if not cuts:
         return result.clone(memory_format=torch.preserve_format)
-    if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-        result = result.contiguous(memory_format=torch.channels_last)
-    return result
+    for axis, index in cuts:
+        result = result.index_select(axis, index.to(result.device))
+    order = axis_order(tensor)
+    return result if order is None else in_order(result, order)
 
 
-def copy_with(model: nn.Module, make: Any) -> nn.Module:
+def copy_with(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """Deep-copy a model, with ``make(name, tensor)`` in place of every parameter and buffer; tied ones stay tied."""
     memo: dict[int, Any] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -134,23 +147,8 @@ def copy_with(model: nn.Module, make: Any) -> nn.Module:
         if isinstance(tensor, nn.Parameter):
             new = nn.Parameter(new, requires_grad=tensor.requires_grad)
         memo[id(tensor)] = new
-    keep_alive = []
     for module in model.modules():  # results of old-style weight_norm hooks: deepcopy refuses non-leaf tensors
         for value in module.__dict__.values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-                keep_alive.append(value)
     return copy.deepcopy(model, memo)
-
-
-def _composed(first: SurgeryRecord, second: SurgeryRecord) -> SurgeryRecord:
-    """Return one record for two operations in a row, in indices and values of the first model."""
-    kept = dict(first.kept)
-    for name, cuts in second.kept.items():
-        axes = {axis: list(index) for axis, index in first.kept.get(name, [])}
-        for axis, index in cuts:
-            axes[axis] = [axes[axis][i] for i in index] if axis in axes else index
-        kept[name] = sorted(axes.items())
-    return SurgeryRecord(
-        kept, [*first.attributes, *second.attributes], {**first.swapped, **second.swapped}, second.plan
-    )

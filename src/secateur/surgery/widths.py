@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ..errors import SurgeryError
+from .attention import SlimMultiheadAttention
 from .record import AttributeChange
 
 Widths = dict[str, Any]
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
-         "_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks")  # fmt: skip
+HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook",
+    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip
 
 
 def _linear(layer: Any, _old: Any) -> Widths:
@@ -82,55 +89,79 @@ TABLE: list[tuple[type | tuple[type, ...], Callable[[Any, Any], Widths]]] = [
 ]
 
 
+def native_widths(layer: nn.Module, old: nn.Module | None = None) -> Widths:
+    """Return the widths that a layer of torch's own must have, read off its tensors; empty for any other module.
+
+    Args:
+        layer: the layer, its tensors cut.
+        old: the layer before the cut; None = `layer` was not cut.
+
+    >>> native_widths(nn.Linear(3, 5))
+    {'out_features': 5, 'in_features': 3}
+    """
+    return next((widths(layer, old or layer) for kinds, widths in TABLE if isinstance(layer, kinds)), {})
+
+
 def apply_native_(small: nn.Module, model: nn.Module) -> list[AttributeChange]:
     """Set the widths of torch's own layers from their tensors, in place; return what changed."""
     originals = dict(model.named_modules())
     changes = []
     for path, layer in small.named_modules():
         old = originals[path]
-        for kinds, widths in TABLE:
-            if isinstance(layer, kinds):
-                for name, after in widths(layer, old).items():
-                    before = getattr(old, name, after)
-                    if before != after:
-                        layer.__dict__[name] = after
-                        changes.append(AttributeChange(path, name, before, after))
-        if isinstance(layer, nn.RNNBase):
-            layer.__dict__["_flat_weights"] = [getattr(layer, n, None) for n in layer._flat_weights_names]
+        for name, after in native_widths(layer, old).items():
+            before = getattr(old, name, after)
+            if before != after:
+                layer.__dict__[name] = after
+                changes.append(AttributeChange(path, name, before, after))
+    relink_recurrent_(small)
     return changes
 
 
 def needs_dropin(small: nn.Module, model: nn.Module) -> list[str]:
-    """Paths of attention modules whose new widths ``nn.MultiheadAttention`` cannot express."""
+    """Paths of attention modules that lost something, which ``nn.MultiheadAttention`` cannot express."""
     found = []
     originals = dict(model.named_modules())
     for path, layer in small.named_modules():
-        if type(layer) is nn.MultiheadAttention:
+        if type(layer) in (nn.MultiheadAttention, SlimMultiheadAttention):
             old = originals[path]
             if any(t.shape != o.shape for t, o in zip(layer.parameters(), old.parameters(), strict=True)):
                 found.append(path)
     return found
 
 
-def swap_attention_(small: nn.Module, model: nn.Module, graph: Any, path: str, cuts: dict[str, Any]) -> dict[str, Any]:
-    """Replace a cut ``nn.MultiheadAttention`` by its drop-in, in place; return the drop-in's settings."""
-    from .attention import SlimMultiheadAttention
+def swap_attention_(
+    small: nn.Module, path: str, old: nn.MultiheadAttention | SlimMultiheadAttention, kept_heads: Sequence[int]
+) -> dict[str, Any]:
+    """Replace a cut attention by its drop-in, in place, wherever it is used; return the drop-in's settings.
 
-    old = model.get_submodule(path)
+    Args:
+        small: the cut model.
+        path: of the attention in it.
+        old: the attention at that path before the cut.
+        kept_heads: which heads of `old` are left.
+    """
     layer = small.get_submodule(path)
-    assert isinstance(old, nn.MultiheadAttention)
-    kept = kept_heads(old, path, cuts)
-    tensors: dict[str, Tensor] = dict(layer.named_parameters())
-    new = SlimMultiheadAttention.from_multihead_attention(old, head_count=len(kept), tensors=tensors, kept_heads=kept)
+    new = SlimMultiheadAttention.from_multihead_attention(
+        old,
+        head_count=len(kept_heads),
+        tensors=dict(layer.named_parameters(remove_duplicate=False)),
+        kept_heads=kept_heads,
+    )
     new.train(layer.training)
-    for name in HOOKS:
-        new.__dict__[name] = layer.__dict__[name]
-    parent, _, leaf = path.rpartition(".")
-    setattr(small.get_submodule(parent) if parent else small, leaf, new)
+    new.out_proj.train(layer.get_submodule("out_proj").training)
+    for one, other in ((new, layer), (new.out_proj, layer.get_submodule("out_proj"))):
+        for name in HOOKS:
+            one.__dict__[name] = other.__dict__[name]
+    for parent in small.modules():
+        for leaf, child in parent._modules.items():
+            if child is layer:
+                parent._modules[leaf] = new
     return {"kind": "SlimMultiheadAttention", **dataclasses.asdict(new.shape)}
 
 
-def kept_heads(old: nn.MultiheadAttention, path: str, cuts: dict[str, Any]) -> tuple[int, ...]:
+def kept_heads(
+    old: nn.MultiheadAttention | SlimMultiheadAttention, path: str, cuts: Mapping[str, Any]
+) -> tuple[int, ...]:
     """Return which heads are left, from how the output projection's columns were cut."""
     cut = dict(cuts.get(f"{path}.out_proj.weight" if path else "out_proj.weight", []))
     if 1 not in cut:
@@ -140,3 +171,36 @@ def kept_heads(old: nn.MultiheadAttention, path: str, cuts: dict[str, Any]) -> t
     if len(columns) != len(heads) * old.head_dim:
         raise SurgeryError(f"{path}: attention can only lose whole heads of {old.head_dim} dimensions.")
     return tuple(heads)
+
+
+def without_nested_tensors_(small: nn.Module, swapped: Iterable[str]) -> list[AttributeChange]:
+    """Tell each ``nn.TransformerEncoder`` around a swapped attention not to make nested tensors, in place.
+
+    Its shortcut reads the first layer's attention as if all widths were equal.
+    """
+    changes = []
+    for path, module in small.named_modules():
+        holds = any(inner.startswith(f"{path}." if path else "") for inner in swapped)
+        if isinstance(module, nn.TransformerEncoder) and holds and getattr(module, "use_nested_tensor", False):
+            module.use_nested_tensor = False
+            changes.append(AttributeChange(path, "use_nested_tensor", True, False))
+    return changes
+
+
+def relink_recurrent_(model: nn.Module) -> None:
+    """Let each recurrent layer's list of flat weights hold its parameters, in one block on a GPU, in place."""
+    for layer in model.modules():
+        if isinstance(layer, nn.RNNBase):
+            layer.__dict__["_flat_weights"] = [getattr(layer, name, None) for name in layer._flat_weights_names]
+            layer.flatten_parameters()
+
+
+def recompute_weights_(model: nn.Module) -> None:
+    """Compute the weights again that old-style ``weight_norm`` and ``spectral_norm`` keep as plain attributes."""
+    with torch.no_grad():
+        for module in model.modules():
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, WeightNorm):
+                    setattr(module, hook.name, hook.compute_weight(module))
+                elif isinstance(hook, SpectralNorm):
+                    setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))

@@ -1,0 +1,5 @@
+"""Let `python -m secateur` be the command line."""
+
+from .cli import main
+
+main()

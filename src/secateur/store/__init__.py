@@ -1,0 +1,11 @@
+"""Save and load a shrunk model: a folder with ``model.safetensors`` and ``secateur.json``, and never a pickle."""
+
+from .loading import load as load
+from .loading import read_record as read_record
+from .record import BudgetNote as BudgetNote
+from .record import Details as Details
+from .record import StoredModel as StoredModel
+from .saving import annotate_ as annotate_
+from .saving import save as save
+
+__all__ = ["BudgetNote", "Details", "StoredModel", "annotate_", "load", "read_record", "save"]

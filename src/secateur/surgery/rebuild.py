@@ -1,0 +1,112 @@
+"""Do a recorded surgery again, on another instance of the original class, without tracing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SurgeryError
+from .attention import SlimMultiheadAttention
+from .attributes import read, write
+from .record import RECORD, AttributeChange, SurgeryRecord, record_of
+from .shrink import Cut, cut_copy
+from .widths import relink_recurrent_, swap_attention_
+
+
+def rebuild(model: nn.Module, record: SurgeryRecord, *, tensors: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Return a smaller copy of a model, cut as the record says; its own weights are what is left in it.
+
+    With the model that was shrunk it gives the shrunk model again, bit for bit. With a fresh instance of its class it
+    gives the small architecture with fresh weights: what training from scratch needs, and loading fills in.
+
+    Args:
+        model: an instance of the original class at full width; it may be on the meta device. Nothing of it changes.
+        record: what `shrink` wrote down, see `record_of`.
+        tensors: name -> what a parameter or buffer is to hold, already cut; None = what is left of the model's own.
+
+    Raises:
+        SurgeryError: the model is already cut, or is not of the class and widths that the record was made from.
+    """
+    if record_of(model) is not None:
+        raise SurgeryError(
+            "the surgery has to start from a model at full width, and this one is cut already: give a fresh instance."
+        )
+    _check_tensors(model, record)
+    small = cut_copy(model, _cuts(record), tensors)
+    modules = dict(small.named_modules())
+    for change in record.attributes:
+        _apply(modules, change)
+    for path, settings in record.swapped.items():
+        _swap(small, model, path, settings)
+    relink_recurrent_(small)
+    small.__dict__[RECORD] = record
+    return small
+
+
+def _cuts(record: SurgeryRecord) -> dict[str, Cut]:
+    return {
+        name: [(axis, torch.tensor(index, dtype=torch.long)) for axis, index in axes]
+        for name, axes in record.kept.items()
+    }
+
+
+def _check_tensors(model: nn.Module, record: SurgeryRecord) -> None:
+    """Raise `SurgeryError` unless every axis that was cut is there, as long as it was."""
+    shapes = {name: tuple(t.shape) for name, t in model.named_parameters(remove_duplicate=False)}
+    shapes.update((name, tuple(t.shape)) for name, t in model.named_buffers(remove_duplicate=False))
+    for name, cuts in record.kept.items():
+        asked, found = tuple(record.shapes[name]), shapes.get(name)
+        if found is None:
+            raise SurgeryError(
+                f"the surgery cuts a tensor {name!r} of shape {list(asked)}, and the model ({_kind(model)}) has none "
+                "of that name: give an instance of the class that was shrunk."
+            )
+        if len(found) != len(asked) or any(found[axis] != asked[axis] for axis, _ in cuts):
+            raise SurgeryError(
+                f"the surgery cuts {name!r} of shape {list(asked)}; in this model it has shape {list(found)}. "
+                "Build the model with the widths it had before it was shrunk."
+            )
+
+
+def _apply(modules: dict[str, nn.Module], change: AttributeChange) -> None:
+    where = f"attribute {change.name!r} of module {change.module!r}"
+    if change.module not in modules:
+        raise SurgeryError(f"the surgery changes {where}, and the model has no such module: give an instance of the "
+                           "class that was shrunk.")  # fmt: skip
+    module = modules[change.module]
+    found = read(module, change.name)
+    if isinstance(found, bool) != isinstance(change.before, bool) or _plain(found) != _plain(change.before):
+        raise SurgeryError(
+            f"the surgery changes {where} from {change.before!r} to {change.after!r}; in this model it is {found!r}. "
+            "Build the model with the settings it had before it was shrunk."
+        )
+    write(module, change.name, change.after)
+
+
+def _swap(small: nn.Module, model: nn.Module, path: str, settings: dict[str, Any]) -> None:
+    old = dict(model.named_modules()).get(path)
+    if not isinstance(old, (nn.MultiheadAttention, SlimMultiheadAttention)):
+        found = "nothing" if old is None else _kind(old)
+        raise SurgeryError(
+            f"the surgery replaces the attention {path!r}; in this model that is {found}. "
+            "Give an instance of the class that was shrunk."
+        )
+    kept = settings.get("kept_heads")
+    got = swap_attention_(small, path, old, range(settings["num_heads"]) if kept is None else kept)
+    if differing := [name for name in got if _plain(got[name]) != _plain(settings.get(name))]:
+        name = differing[0]
+        raise SurgeryError(
+            f"the attention {path!r} comes out with {name}={got[name]!r}, and it had {settings.get(name)!r}: "
+            "give an instance of the class and settings that were shrunk."
+        )
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+def _kind(module: nn.Module) -> str:
+    return type(module).__qualname__
