@@ -14,7 +14,7 @@ from torch import nn
 
 from secateur import Budget, Limits, Plan, mask, prune, sensitivity, shrink, trace
 from secateur.catalogue import find
-from secateur.errors import BudgetError, MethodError, NothingToPrune, TrainingError, UnknownName
+from secateur.errors import BudgetError, MethodError, NothingToPrune, SurgeryError, TrainingError, UnknownName
 from secateur.methods import Decision, L1Filter, Problem, Random, Sensitivity
 from secateur.methods import _sensitivity_measure as measuring
 from secateur.methods._sensitivity_measure import Bench, Treatment, measure
@@ -135,7 +135,10 @@ def test_every_number_is_that_of_the_shrunk_model(spec):
     bench = Bench(network.model, graph, [network.args[0]], SQUARES, Treatment())
     for name, group in list(graph.groups.items())[:3]:
         gone = range(1, 1 + group.width // 2)
-        small = shrink(network.model, graph, Plan.from_removed({name: gone}, graph.widths))
+        try:
+            small = shrink(network.model, graph, Plan.from_removed({name: gone}, graph.widths))
+        except SurgeryError:
+            continue  # what cannot be cut has no number; test_a_group_that_cannot_be_cut says what happens then
         expected = measure(small, [network.args[0]], SQUARES)
         assert bench.without(name, gone).loss == pytest.approx(expected.loss, rel=1e-9)
         assert bench.without(name, gone).metric == pytest.approx(expected.metric, rel=1e-9)
@@ -352,6 +355,21 @@ def test_a_group_that_costs_nothing_goes_before_one_that_does():
     decision = Sensitivity(scores=LastFirst()).decide(problem_of(model, Budget(0.25)))
     assert decision.plan.removed("1") == (2, 3)
     assert decision.plan.removed("0") == ()
+
+
+def test_a_group_that_cannot_be_cut_is_reported_and_the_others_are_measured(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 4), nn.Linear(4, 1))
+
+    def refuse(*_):
+        raise SurgeryError("no attribute holds 6")
+
+    monkeypatch.setattr(measuring, "shrink", refuse)
+    curves = sensitivity(model, ONES, data=[ONES], task=DISTANCE, removes=(0.5,))
+    assert list(curves.groups) == ["3"]
+    assert curves.unremovable == {"0": "it cannot be cut: no attribute holds 6"}
+    with pytest.raises(NothingToPrune, match=r"0: it cannot be cut"):
+        sensitivity(model, ONES, data=[ONES], task=DISTANCE, removes=(0.5,), groups="0")
 
 
 @dataclass(frozen=True)
