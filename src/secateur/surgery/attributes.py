@@ -27,13 +27,11 @@ from .widths import apply_native_, kept_heads, native_widths, needs_dropin, swap
 log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 TRIES = 60  # replays before giving up
-UNCOMPARED = ("clone", "contiguous", "alias", "detach")  # whether a reshape has to copy depends on the sizes
 SEEN = "\0seen"
 SIZED = (  # operations that are called with sizes
     "view _unsafe_view reshape expand repeat tile split split_with_sizes unflatten unfold as_strided zeros ones "
     "full empty new_zeros new_ones new_full new_empty constant_pad_nd native_group_norm native_layer_norm pixel_shuffle"
 ).split()
-ALIASES = {"_unsafe_view": "view", "reshape": "view", "_reshape_alias": "view"}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from torch import nn
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
-        self.rnn, self.head = nn.LSTM(3, 6, proj_size=4, batch_first=True), nn.Linear(4, 2)
+        self.rnn, self.head = nn.LSTM(3, 8, proj_size=3, batch_first=True), nn.Linear(3, 2)
 
     def forward(self, x):
         return self.head(self.rnn(x)[0])
@@ -20,4 +20,4 @@ groups = [
     },
     {"rnn.weight_hh_l0:1", "rnn.weight_hr_l0:0", "head:in"},
 ]
-widths = [6, 4]
+widths = [8, 3]
