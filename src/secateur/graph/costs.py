@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..budget import MEASURES
-from ..errors import BudgetError
+from ..errors import BudgetError, PlanError
 from ..plan import Plan
 from .labels import axes, compact
 from .rules.contraction import factors_of
@@ -146,8 +146,11 @@ class CostModel:
     def counts(self, plan: Plan | None = None) -> Array:
         """Return (groups,) how many channels of each group a plan keeps."""
         counts = self.widths.copy()
-        for name in plan or ():
-            counts[self.names.index(name)] = len(plan.kept[name]) if plan else 0
+        for name, kept in plan.kept.items() if plan is not None else ():
+            k = self.names.index(name) if name in self.names else -1
+            if k < 0 or plan is None or plan.widths[name] != self.widths[k]:
+                raise PlanError(f"the plan is of another model: this one has no group {name!r} of that width.")
+            counts[k] = len(kept)
         return counts
 
     def value(self, what: str, counts: Array) -> float:

@@ -15,7 +15,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from ..errors import PlanError, UnknownName, UnsupportedOp, did_you_mean
+from ..errors import PlanError, TraceError, UnknownName, UnsupportedOp, did_you_mean
 from ..plan import Plan
 from .costs import CostModel, element_sizes
 from .labels import FROZEN, Labels, axes, compact
@@ -227,6 +227,8 @@ def trace(
     """
     if granularity not in ("heads", "head_dims"):
         raise ValueError(f"granularity={granularity!r}: expected 'heads' or 'head_dims'.")
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"the model is {type(model).__name__}; expected a torch.nn.Module.")
     example = as_args(args), dict(kwargs or {})
     tape = record(model, *example, carrier=carrier)
     return analyse(model, tape, example, strict=strict, heads=granularity == "heads")

@@ -41,6 +41,10 @@ def per_channel(graph: ChannelGraph, group: ChannelGroup, member: Member, values
     Returns:
         (width,) sums in float64, in the order of the group's channels.
     """
+    if values.device.type == "meta":
+        raise MethodError(
+            f"parameter {member.tensor!r} is on the meta device and holds no data to score. Load it first."
+        )
     position = np.full(int(graph.component.max(initial=0)) + 1, -1)
     position[group.channels] = np.arange(group.width)
     total = np.zeros(group.width)
@@ -49,7 +53,7 @@ def per_channel(graph: ChannelGraph, group: ChannelGroup, member: Member, values
         if max(varying, default=-1) != member.axis:
             continue
         rest = [d for d in range(values.ndim) if d not in varying]
-        sums = values.detach().double().sum(dim=rest) if rest else values.detach().double()
+        sums = values.detach().sum(dim=rest, dtype=torch.float64) if rest else values.detach().double()
         where = position[graph.component[compact(layer).numpy().reshape(sums.shape)]]
         total += np.bincount(where[where >= 0], weights=sums.cpu().numpy()[where >= 0], minlength=group.width)
     return torch.from_numpy(total)

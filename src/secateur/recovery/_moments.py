@@ -189,18 +189,21 @@ def _pointwise(get: Get, op: Op) -> Moments | None:
     rows = [_row(m or Moments(*unknown()), out.shape) for m in given]
     shape = torch.broadcast_shapes(*(t.shape for row in rows for t in row))
     means, stds = (torch.stack([row[k].expand(shape).reshape(-1) for row in rows]) for k in (0, 1))
-    mean, std = _integrated(op, refs, means, stds)
-    varying = {ref.number: s for ref, s in zip(refs, stds, strict=True)}
-    clash = torch.stack([s > 0 for s in varying.values()]).sum(dim=0) > 1
-    if op.name in ("add", "sub"):
+    varying = {ref.number: s > 0 for ref, s in zip(refs, stds, strict=True)}
+    clash = torch.stack([*varying.values()]).sum(dim=0) > 1
+    is_sum = op.name in ("add", "sub")
+    live = ~means.isnan().any(dim=0) & (~clash | is_sum)
+    mean, std = (t.clone() for t in unknown(means.shape[1]))
+    mean[live], std[live] = _integrated(op, refs, means[:, live], stds[:, live])
+    if is_sum:
         scale = torch.tensor([1.0, *[float(op.kwargs.get("alpha", 1))] * (len(stds) - 1)])
-        std = torch.where(clash, (stds * scale[:, None]).square().sum(dim=0).sqrt(), std)
-        clash = torch.zeros_like(clash)
-    lost = means.isnan().any(dim=0) | clash
-    if op.name == "mul":
+        std = torch.where(live & clash, (stds * scale[:, None]).square().sum(dim=0).sqrt(), std)
+    if op.name == "mul":  # whatever the other factor is
         is_zero = ((means == 0) & (stds == 0)).any(dim=0)
-        mean, std, lost = mean.masked_fill(is_zero, 0.0), std.masked_fill(is_zero, 0.0), lost & ~is_zero
-    return Moments(mean, std).map(lambda t: t.masked_fill(lost, torch.nan).view(shape).expand(out.shape))
+        mean[is_zero], std[is_zero] = 0.0, 0.0
+    if mean.isnan().all():
+        return None
+    return Moments(mean, std).map(lambda t: t.view(shape).expand(out.shape))
 
 
 def _row(moments: Moments, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +27,11 @@ from .widths import apply_native_, kept_heads, native_widths, needs_dropin, swap
 log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 TRIES = 60  # replays before giving up
+SEEN = "\0seen"
 SIZED = (  # operations that are called with sizes
     "view _unsafe_view reshape expand repeat tile split split_with_sizes unflatten unfold as_strided zeros ones "
     "full empty new_zeros new_ones new_full new_empty constant_pad_nd native_group_norm native_layer_norm pixel_shuffle"
 ).split()
-
-NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)  # may come in pieces
 
 
 @dataclass(frozen=True)
@@ -64,22 +62,23 @@ def repair_(
     changes += without_nested_tensors_(small, swapped)
     if not cuts:
         return changes, swapped
-    wanted = wanted_sizes(graph, alive, dict(small.named_modules()))
+    wanted = wanted_sizes(graph, alive)
     repair = _Repair(small, graph, alive, wanted, tuple(swapped))
     repair.run()
     return [*changes, *repair.changes()], swapped
 
 
-def wanted_sizes(
-    graph: ChannelGraph, alive: Array, modules: Mapping[str, nn.Module]
-) -> dict[str, dict[int, list[int]]]:
-    """For each module path: every size its operations were called with that must change -> what it must become."""
+def wanted_sizes(graph: ChannelGraph, alive: Array) -> dict[str, dict[int, list[int]]]:
+    """For each module path: every size its operations were called with that must change -> what it must become.
+
+    Under ``path + SEEN``: sizes that only came up in results. A module may have checked one, but asked for none.
+    """
     wanted: dict[str, dict[int, list[int]]] = {}
     shapes: dict[int, tuple[int, ...]] = {}
 
-    def ask(op: Op, before: int, after: int) -> None:
+    def ask(op: Op, before: int, after: int, suffix: str = "") -> None:
         if before != after:
-            options = wanted.setdefault(op.module, {}).setdefault(before, [])
+            options = wanted.setdefault(op.module + suffix, {}).setdefault(before, [])
             if after not in options:
                 options.append(after)
 
@@ -87,9 +86,8 @@ def wanted_sizes(
         for ref, own in zip(results(op), layers, strict=False):
             after = graph.shape_after(own, ref.shape, alive) if own else ref.shape
             shapes[ref.number] = after
-            if op.name in SIZED or isinstance(modules.get(op.module), NORMS):
-                for old, new in zip(ref.shape, after, strict=True):
-                    ask(op, old, new)
+            for old, new in zip(ref.shape, after, strict=True):
+                ask(op, old, new, "" if op.name in SIZED else SEEN)
         for old, new in _argument_sizes(graph, op, alive, shapes):
             ask(op, old, new)
     return wanted
@@ -156,20 +154,23 @@ class _Repair:
         """Find, for each module that used a size, the attributes with that value: its own, else its ancestors'."""
         by_module: dict[str, list[Holder]] = {}
         options: dict[Holder, list[int]] = {}
-        for path, sizes in self.wanted.items():
+        for key, sizes in self.wanted.items():
+            path = key.removesuffix(SEEN)
             if is_inside(path, self.swapped):
                 continue
             for before, afters in sizes.items():
-                for holder in self._with_value(path, before):
+                for holder in self._with_value(path, before, upwards=key == path):
                     by_module.setdefault(path, []).append(holder)
                     known = options.setdefault(holder, [])
                     known += [a for a in afters if a not in known]
         return by_module, options
 
-    def _with_value(self, path: str, value: int) -> list[Holder]:
+    def _with_value(self, path: str, value: int, *, upwards: bool) -> list[Holder]:
         while True:
             module = self.modules.get(path)
             found = [Holder(path, name, value) for name in matching(module, value)] if module is not None else []
+            if not upwards:
+                return [holder for holder in found if not holder.name.startswith("config.")]
             if found or not path:
                 return found
             path = path.rpartition(".")[0]
@@ -203,10 +204,9 @@ class _Repair:
         tape, error, failed_in = replay(self.small, args, kwargs, carrier=carrier)
         found = found_steps(tape, self.swapped)
         for k, (step, known) in enumerate(zip(found, self.expected, strict=False)):
-            what = step.differs(known)
-            if what and carrier == "real" and error is None:
-                return len(self.expected), None  # flow and sizes follow the data: the numbers are compared by verify
-            if what:
+            if what := step.differs(known):
+                if carrier == "real" and error is None:
+                    return len(self.expected), None  # control flow may follow the data: verify compares the numbers
                 return k, (k, known.module, what)
         if error is not None:
             where = failed_in if failed_in is not None else ""

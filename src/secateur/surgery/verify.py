@@ -224,7 +224,10 @@ class _KeptStatistics(TorchDispatchMode):
             if narrow.shape == full.shape:
                 full.copy_(narrow)
                 continue
-            for axis, kept in self._keep(self.labels.layers.get(ref.number, [])).items():
+            keep = self._keep(self.labels.layers.get(ref.number, []))
+            if not keep:  # the statistics that a norm returns beside its result
+                continue
+            for axis, kept in keep.items():
                 spread = narrow.new_zeros([s if d != axis else full.shape[axis] for d, s in enumerate(narrow.shape)])
                 narrow = spread.index_copy(axis, kept, narrow)
             full.copy_(narrow)
@@ -296,7 +299,7 @@ def _as_double(tensor: Tensor) -> Tensor:
 def _telling(tensor: Tensor) -> Tensor:
     """Return a float64 copy; noise in place of a constant or data-free tensor."""
     if not tensor.is_floating_point():
-        return tensor
+        return _as_double(tensor)
     is_blank = tensor.device.type == "meta" or (tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()))
     if not is_blank:
         return tensor.detach().to(torch.float64)

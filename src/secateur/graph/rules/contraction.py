@@ -108,15 +108,6 @@ def factors_of(layers: list[Tensor], shape: tuple[int, ...]) -> tuple[list[Tenso
     return factors, constant
 
 
-def _crossed(layers: list[Tensor]) -> list[Tensor]:
-    """Of layers on one axis: each one's own slots where they cross like rows and columns, else the first."""
-    if len(layers) > 1:
-        own = [torch.unique(layer) for layer in layers]
-        if math.prod(len(slots) for slots in own) == layers[0].numel():
-            return own
-    return layers[:1]
-
-
 @rule("_grouped_mm")
 def grouped(labels: Labels, op: Op) -> None:
     """Runs of rows times one matrix each, (rows, in) x (experts, in, out): no expert can go, the widths can."""
@@ -127,21 +118,27 @@ def grouped(labels: Labels, op: Op) -> None:
             for layer in labels.get(ref):
                 labels.freeze(layer)
         return labels.set(out, [])
-    whole = [layer for layer in labels.get(weight) if axes(layer) in ({1}, {2})]
-    for layer in labels.get(weight):
-        if axes(layer) not in ({1}, {2}):
-            labels.freeze(layer, "experts are picked by number")
-    here = [compact(layer).expand(source.shape).select(0, 0) for layer in labels.get(source) if axes(layer) == {1}]
-    for layer in labels.get(source):
-        if axes(layer) != {1}:
-            labels.freeze(layer)
-    there = [layer.select(2, 0).select(0, 0) for layer in whole if axes(layer) == {1}]
-    size = (source.shape[1],)
-    inner = labels.meet(size, [Operand(size, here), Operand(size, there)])
-    labels.set(out, [layer.narrow(1, 0, 1).select(0, 0).expand(out.shape) for layer in whole if axes(layer) == {2}])
+    shape = (source.shape[0], weight.shape[2], weight.shape[1])
+    by_row = _laid(labels, source, [0, 2], shape)
+    by_expert = [
+        place(whole.select(0, 0), [2, 1], shape)
+        for layer in labels.get(weight)
+        if (whole := labels.drop(layer, axes(layer) & {0}, "experts are picked by number")) is not None
+    ]
+    inner, passed = _apart(labels, labels.meet(shape, [by_row, Operand((1, *shape[1:]), by_expert)]), 2)
+    labels.set(out, [layer.select(-1, 0) for layer in passed])
     factors, constant = factors_of(labels.get(out), out.shape)
-    factors += [compact(layer) for layer in inner[:1]]
-    return labels.contractions.append(Contraction(op.index, constant * (1 if inner else size[0]), factors))
+    lone, summed = factors_of([layer[0, 0] for layer in inner], shape[2:])
+    return labels.contractions.append(Contraction(op.index, constant * summed, factors + lone))
+
+
+def _crossed(layers: list[Tensor]) -> list[Tensor]:
+    """Of layers on one axis: each one's own slots where they cross like rows and columns, else the first."""
+    if len(layers) > 1:
+        own = [torch.unique(layer) for layer in layers]
+        if math.prod(len(slots) for slots in own) == layers[0].numel():
+            return own
+    return layers[:1]
 
 
 @rule("mv", "dot", "vdot", "addmv", "ger", "outer", "addr", "linalg_vecdot")
