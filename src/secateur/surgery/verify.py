@@ -101,10 +101,11 @@ def verify(
     """
     inputs, named = map_tensors(_telling, (as_args(args), dict(kwargs or {})))
     wanted = _reference(model, plan, inputs, named, granularity)
-    with torch.no_grad(), plain_kernels(), _double(small) as precise, untouched(precise):
-        set_training(precise, False)
+    precise = to_double(small)
+    set_training(precise, False)
+    with torch.no_grad(), plain_kernels(), untouched(precise):
         with PlainKernels():  # type: ignore[no-untyped-call]
-            got = tensors(precise(*inputs, **named))
+            got = tensors(precise(*_copies(inputs), **_copies(named)))
     if len(got) != len(wanted.outputs):
         raise VerificationError(f"the shrunk model returns {len(got)} tensors, the masked one {len(wanted.outputs)}.")
     errors = [_error(a, b) for a, b in zip(got, wanted.outputs, strict=True)]
@@ -136,7 +137,7 @@ def _reference(
         set_training(masked, False)
         mode = _KeptStatistics(graph, graph.alive(plan), masked) if _affected(graph, plan) else None
         with torch.no_grad(), plain_kernels(), untouched(masked), mode or PlainKernels():  # type: ignore[no-untyped-call]
-            outputs = tensors(masked(*args, **kwargs))
+            outputs = tensors(masked(*_copies(args), **_copies(kwargs)))
     return Reference(outputs, mode.count if mode is not None else 0)
 
 
@@ -264,6 +265,11 @@ def _replace(value: Any, new: dict[int, Tensor]) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_replace(item, new) for item in value)
     return value
+
+
+def _copies(value: Any) -> Any:
+    """Copies of every tensor of an input: a forward pass may write into them."""
+    return map_tensors(lambda tensor: tensor.clone(), value)
 
 
 @contextlib.contextmanager
