@@ -1,4 +1,7 @@
-"""transformers, audio, image and text together, video, time series."""
+"""transformers, audio, image and text together, video, time series.
+
+ViLT is left out: it draws a random order of its patches in every forward pass, also in eval mode.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""transformers, vision: classifiers, segmentation, depth, detection with a set of queries."""
+"""transformers, vision: classifiers, segmentation, depth, detection with a set of queries.
+
+ViT-MAE is left out: it shuffles its patches at random in every forward pass, also in eval mode.
+"""
 
 from __future__ import annotations
 

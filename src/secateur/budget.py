@@ -7,8 +7,10 @@ the result is within one channel's cost of the target (one step's cost where wid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -38,13 +40,15 @@ class Budget:
     of: str = "channels"
 
     def __post_init__(self) -> None:
-        if isinstance(self.remove, bool) or not isinstance(self.remove, (int, float)) or not 0 <= self.remove < 1:
+        remove: Any = self.remove
+        if isinstance(remove, bool) or not isinstance(remove, Real) or not 0 <= float(remove) < 1:
             percent = (
                 f", e.g. {self.remove / 100:g} for {self.remove:g} %"
                 if _is_percent(self.remove)
                 else ", e.g. 0.3 for 30 %"
             )
             raise BudgetError(f"remove={self.remove!r}: expected a fraction in [0, 1){percent}.")
+        object.__setattr__(self, "remove", float(remove))
         if self.of not in MEASURES:
             raise BudgetError(f"of={self.of!r}: expected one of {', '.join(MEASURES)}.")
 
@@ -53,7 +57,7 @@ class Budget:
 
 
 def _is_percent(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value < 100
+    return isinstance(value, Real) and not isinstance(value, bool) and 1 < float(value) < 100
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,9 @@ def meet(
 
     least = cost(kept_after(len(order)))
     if least > target:
+        most = math.floor(1000 * (1 - least / whole)) / 1000  # rounded down: what is printed can be asked for
         raise BudgetError(
-            f"asked to remove {budget.remove:.1%} of {budget.of}; at most {1 - least / whole:.1%} can go with "
+            f"asked to remove {budget.remove:.1%} of {budget.of}; at most {most:.1%} can go with "
             f"min_keep={limits.min_keep}, round_to={limits.round_to} and {len(set(order.tolist()))} groups free to go "
             f"({', '.join(limits.protect) or 'nothing'} protected). Ask for less, or loosen these."
         )

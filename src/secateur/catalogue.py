@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from .errors import MethodError, UnknownName
 
 if TYPE_CHECKING:
     from .methods._problem import Method
+
+WAIVABLE = {
+    "dead_first": "a channel whose weights are all zero goes before any other of its group",
+    "nested": "what a smaller budget removes, a bigger one removes too",
+    "order_free": "permuting the channels of a group permutes the plan",
+}
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,9 @@ class Entry:
         paper: authors, year, title, identifier.
         needs: what it reads besides weights: "data", "labels", "training".
         summary: one line.
+        waives: keys of `WAIVABLE`, for the promises that the paper's idea cannot keep. Every other promise of
+            tests/contract is kept by every method.
+        brief: settings that make a method which trains short enough for tests and dry runs.
     """
 
     name: str
@@ -31,6 +41,8 @@ class Entry:
     paper: str
     needs: tuple[str, ...]
     summary: str
+    waives: tuple[str, ...] = ()
+    brief: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, **settings: Any) -> Method:
         """Return the method with these hyper-parameters; the paper's for all others.
@@ -64,6 +76,7 @@ CATALOGUE: dict[str, Entry] = {
             "Liu et al. 2019, Rethinking the Value of Network Pruning, arXiv:1810.05270 (as control)",
             (),
             "channels drawn at random go: the bar for every other method",
+            waives=("dead_first", "order_free"),
         ),
         Entry(
             "sensitivity",

@@ -6,26 +6,28 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from torch import nn
 
 from .budget import Budget, Limits
 from .catalogue import find
-from .errors import MethodError, NothingPruned, SurgeryError, VerificationError
+from .errors import BudgetError, MethodError, NothingPruned, SurgeryError, VerificationError
 from .graph.costs import Costs
 from .graph.groups import ChannelGraph, as_args, trace
 from .methods._problem import Decision, Method, Problem
 from .plan import Plan
 from .recovery.batchnorm import reestimate_batchnorm_
+from .recovery.fold import fold_constants
+from .store import BudgetNote, Details, annotate_
 from .surgery.feasible import feasible
-from .surgery.shrink import shrink
+from .surgery.shrink import check_model, shrink
 from .surgery.verify import Verification, verify
 from .train.task import Task
 
 log = logging.getLogger(__name__)
-REPAIRS = ("batchnorm",)
+REPAIRS = ("fold", "batchnorm")
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,9 @@ def prune(
         protect: module paths or group names whose channels all stay.
         min_keep: every group keeps at least this many channels.
         round_to: every width that changes becomes a multiple of this.
-        repair: "batchnorm" re-estimates running statistics on `data` after the cut. None = "batchnorm" where there is
-        data.
+        repair: "fold" moves what removed channels contribute on average into their consumers before the cut and needs
+            no data; "batchnorm" re-estimates running statistics on `data` after it. None = "batchnorm" where there is
+            data.
         seed: makes random choices repeatable.
         check: verify the result in float64 and refuse a wrong one.
         graph: the model's graph, if you have it.
@@ -116,23 +119,41 @@ def prune(
         UnknownName: no such method or protected module.
         TraceError: the model rejects the example input.
         MethodError: the method cannot work on this model, data or these weights.
+        PlanError: `graph` is of another model.
         VerificationError: the smaller model is not the masked one; nothing is returned.
     """
-    if limits is None:
-        limits = Limits(tuple([protect] if isinstance(protect, str) else protect), min_keep, round_to)
-    chosen = find(method).make() if isinstance(method, str) else method
+    limits = _limits(limits, protect, min_keep, round_to)
+    chosen = _method(method)
     repairs = _repairs(repair, data, task)
+    if not isinstance(budget, Budget):
+        raise BudgetError(f"budget={budget!r}: expected Budget(remove=0.5, of='macs') or the like.")
     example, named = as_args(args), dict(kwargs or {})
     graph = graph if graph is not None else trace(model, example, named)
+    _check_model(model, graph, check=check)
     problem = Problem(model, graph, budget, limits, example, named, data, task, seed)
-    cut, small = _cut(problem, chosen)
+    cut, small = _cut(problem, chosen, is_folded="fold" in repairs)
     graph, plan = cut.graph, cut.decision.plan
     if not plan.removed_count and budget.remove > 0:
         warnings.warn(f"{budget}: nothing was removed.", NothingPruned, stacklevel=2)
     verification = _verified(cut.source, small, plan, example, named) if check else None
     if "batchnorm" in repairs and data is not None and task is not None:
         reestimate_batchnorm_(small, data, task)
-    return PruneResult(small, plan, graph, budget, graph.costs(), graph.costs(plan), verification, cut.decision)
+    result = PruneResult(small, plan, graph, budget, graph.costs(), graph.costs(plan), verification, cut.decision)
+    annotate_(small, _details(result, method if isinstance(method, str) else type(method).__name__, chosen))
+    return result
+
+
+def _details(result: PruneResult, name: str, method: Method) -> Details:
+    """What `secateur.save` writes down of how a model came about."""
+    names: list[str] = [f.name for f in dataclasses.fields(method)] if is_dataclass(method) else []
+    settings = {key: getattr(method, key) for key in names}
+    verification = result.verification
+    return Details(
+        method=name,
+        settings={key: value if type(value) in (bool, int, str) else repr(value) for key, value in settings.items()},
+        budget=BudgetNote(remove=result.budget.remove, of=result.budget.of, removed=result.removed),
+        verification_error=None if verification is None else verification.max_relative_error,
+    )
 
 
 @dataclass(frozen=True)
@@ -142,12 +163,14 @@ class _Cut:
     graph: ChannelGraph
 
 
-def _cut(problem: Problem, method: Method) -> tuple[_Cut, nn.Module]:
+def _cut(problem: Problem, method: Method, *, is_folded: bool) -> tuple[_Cut, nn.Module]:
     """Decide and cut; where the model's code cannot express a cut, leave those groups whole and decide again."""
     is_rehearsed = False
     while True:
         decision = method.decide(problem)
         source = decision.model if decision.model is not None else problem.model
+        if is_folded:
+            source = fold_constants(source, problem.graph, decision.plan)
         try:
             return _Cut(decision, source, problem.graph), shrink(source, problem.graph, decision.plan)
         except SurgeryError:
@@ -160,7 +183,34 @@ def _cut(problem: Problem, method: Method) -> tuple[_Cut, nn.Module]:
             problem = dataclasses.replace(problem, graph=graph)
 
 
+def _limits(limits: Limits | None, protect: Sequence[str], min_keep: int, round_to: int) -> Limits:
+    given = Limits(tuple([protect] if isinstance(protect, str) else protect), min_keep, round_to)
+    if limits is not None and given != Limits():
+        raise BudgetError(f"limits={limits} and also {given}: give protect, min_keep and round_to in one place.")
+    return limits if limits is not None else given
+
+
+def _method(method: str | Method) -> Method:
+    if isinstance(method, str):
+        return find(method).make()
+    if isinstance(method, type) or not isinstance(method, Method):
+        raise MethodError(f"method={method!r}: expected a name from the catalogue or a method such as L1Filter().")
+    return method
+
+
+def _check_model(model: nn.Module, graph: ChannelGraph, *, check: bool) -> None:
+    check_model(model, graph)
+    blank = [name for name, tensor in model.named_parameters() if tensor.device.type == "meta"]
+    if blank and check:
+        raise MethodError(
+            f"parameter {blank[0]!r} is on the meta device and holds no data ({len(blank)} are): nothing can be "
+            "verified. Load the weights first, or pass check=False with a method that reads none."
+        )
+
+
 def _repairs(repair: Sequence[str] | None, data: Any, task: Any) -> tuple[str, ...]:
+    if data is not None and task is None:
+        raise MethodError("data= needs task=, which says how to read a batch: e.g. task=ClassificationTask().")
     if repair is None:
         return ("batchnorm",) if data is not None and task is not None else ()
     chosen = (repair,) if isinstance(repair, str) else tuple(repair)

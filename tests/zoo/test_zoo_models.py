@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import _torchvision_support
-from benchmarks.zoo_models import all_models, default_twelve, numeric_inputs, randomise_
+from benchmarks.zoo_models import all_models, default_twelve, measured, numeric_inputs, randomise_
 from benchmarks.zoo_models.check import check
 from torch import nn
 
@@ -39,6 +39,12 @@ def test_catalogue_is_as_wide_as_promised():
     assert len({e.family for e in entries if e.source == "transformers"}) >= 25
     kinds = Counter(e.kind for e in entries)
     assert all(kinds[kind] for kind in ("encoder", "decoder", "encoder-decoder", "audio", "segmentation", "detection"))
+
+
+def test_every_entry_was_measured_without_faults_in_under_twenty_seconds():
+    rows = measured()
+    assert rows.keys() == all_models().keys()
+    assert [name for name, row in rows.items() if row["faults"] or row["forward_seconds"] > 20] == []
 
 
 def test_every_torchvision_classifier_is_listed():

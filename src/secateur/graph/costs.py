@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..budget import MEASURES
-from ..errors import BudgetError
+from ..errors import BudgetError, PlanError
 from ..plan import Plan
 from .labels import axes, compact
 from .rules.contraction import factors_of
@@ -114,7 +114,7 @@ class CostModel:
                     constant *= size
             else:
                 free = [layer for layer in known[1] if self._is_free(graph, layer)]
-                layers, constant = factors_of(_coarse(free), shape)
+                layers, constant = factors_of(_coarse(free, graph.component), shape)
                 factors = [form(layer) for layer in layers]
             if is_parameter:
                 self.params.add(constant, factors)
@@ -146,8 +146,11 @@ class CostModel:
     def counts(self, plan: Plan | None = None) -> Array:
         """Return (groups,) how many channels of each group a plan keeps."""
         counts = self.widths.copy()
-        for name in plan or ():
-            counts[self.names.index(name)] = len(plan.kept[name]) if plan else 0
+        for name, kept in plan.kept.items() if plan is not None else ():
+            k = self.names.index(name) if name in self.names else -1
+            if k < 0 or plan is None or plan.widths[name] != self.widths[k]:
+                raise PlanError(f"the plan is of another model: this one has no group {name!r} of that width.")
+            counts[k] = len(kept)
         return counts
 
     def value(self, what: str, counts: Array) -> float:
@@ -164,12 +167,15 @@ class CostModel:
         return Costs(*(round(self.value(what, counts)) for what in MEASURES))
 
 
-def _coarse(layers: list[Any]) -> list[Any]:
-    """Of a grouped convolution's in-channel grid keep one group's row: every group has as many."""
+def _coarse(layers: list[Any], component: Array) -> list[Any]:
+    """Of a grouped convolution's in-channel grid keep one group's row: every group has as many, or goes whole."""
     result = []
     for layer in layers:
         if {0, 1} <= axes(layer):
             layer = layer.narrow(0, 0, 1).expand(layer.shape)
+            numbers = component[compact(layer).numpy()]
+            if (numbers == numbers.flat[0]).all():
+                continue
         result.append(layer)
     return result
 

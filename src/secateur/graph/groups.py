@@ -15,7 +15,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from ..errors import PlanError, UnknownName, UnsupportedOp, did_you_mean
+from ..errors import PlanError, TraceError, UnknownName, UnsupportedOp, did_you_mean
 from ..plan import Plan
 from .costs import CostModel, element_sizes
 from .labels import FROZEN, Labels, axes, compact
@@ -164,16 +164,15 @@ class ChannelGraph:
 
     def shape_after(self, layers: Sequence[Tensor], shape: Sequence[int], alive: Array) -> tuple[int, ...]:
         """Return the shape of a labelled tensor once the dead channels are gone."""
-        sizes = list(shape)
+        lines: dict[int, Array] = {}
         for layer in layers:
             places = alive[self.component[compact(layer).numpy()]]
             if places.all():
                 continue
-            varying = axes(layer)
-            for axis in varying:
-                others = tuple(d for d in range(places.ndim) if d != axis)
-                sizes[axis] = min(sizes[axis], int(places.any(axis=others).sum()))
-        return tuple(sizes)
+            for axis in axes(layer):
+                line = places.any(axis=tuple(d for d in range(places.ndim) if d != axis))
+                lines[axis] = lines[axis] & line if axis in lines else line
+        return tuple(int(lines[d].sum()) if d in lines else size for d, size in enumerate(shape))
 
     def touching(self, paths: Iterable[str]) -> set[str]:
         """Names of the groups that any parameter of these modules (or of modules inside them) belongs to.
@@ -228,6 +227,8 @@ def trace(
     """
     if granularity not in ("heads", "head_dims"):
         raise ValueError(f"granularity={granularity!r}: expected 'heads' or 'head_dims'.")
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"the model is {type(model).__name__}; expected a torch.nn.Module.")
     example = as_args(args), dict(kwargs or {})
     tape = record(model, *example, carrier=carrier)
     return analyse(model, tape, example, strict=strict, heads=granularity == "heads")
@@ -255,14 +256,16 @@ def analyse(
     modules = dict(model.named_modules())
     labels.kernel = kernel_axes(modules, tape.state, {name: len(shape) for name, shape in shapes.items()})
     labels.recurrent = {path for path, m in modules.items() if isinstance(m, (nn.RNNBase, nn.RNNCellBase))}
-    op_layers = [_step(labels, op, strict) for op in tape.ops]
+    op_layers = [step(labels, op, strict=strict) for op in tape.ops]
     labels.op = None
     for ref in tape.outputs:
         for layer in labels.get(ref):
             labels.freeze(layer, "an output of the model")
     tie_recurrent(labels, modules)
+    labels.freeze_unread()
     component = _components(labels)
-    groups = _groups(labels, component, modules)
+    sizes = element_sizes(model)
+    groups = _groups(labels, component, modules, {name: own for name, (own, _) in sizes.items()})
     for name, path in labels.unknown:
         log.warning("no rule for %s in %s: the channels that touch it are frozen", name, path or "the model")
     return ChannelGraph(
@@ -275,12 +278,13 @@ def analyse(
         aliases=aliases,
         op_layers=op_layers,
         modules=tuple(modules),
-        sizes_of_elements=element_sizes(model),
+        sizes_of_elements=sizes,
         example=example,
     )
 
 
-def _step(labels: Labels, op: Op, strict: bool) -> list[list[Tensor]]:
+def step(labels: Labels, op: Op, *, strict: bool) -> list[list[Tensor]]:
+    """Pass labels through one operation; return the layers of its results."""
     labels.op = op
     if all(ref.number in labels.static for ref in op.refs()):
         labels.static.update(ref.number for ref in op.outs())
@@ -350,7 +354,9 @@ def _settle(labels: Labels, component: Array, grid: Tensor, op_index: int) -> bo
     return True
 
 
-def _groups(labels: Labels, component: Array, modules: dict[str, nn.Module]) -> dict[str, ChannelGroup]:
+def _groups(
+    labels: Labels, component: Array, modules: dict[str, nn.Module], is_parameter: dict[str, bool]
+) -> dict[str, ChannelGroup]:
     """Channels with the same footprint over (tensor, axis) and over every product are one group."""
     places = [(name, k, compact(x)) for name, (_, ls) in labels.params.items() for k, x in enumerate(ls)]
     factors = {(f.data_ptr(), tuple(f.shape)): f for c in labels.contractions for f in c.factors}
@@ -363,8 +369,11 @@ def _groups(labels: Labels, component: Array, modules: dict[str, nn.Module]) -> 
     hashes = np.random.default_rng(0).integers(1, 2**63, size=len(arrays), dtype=np.uint64)
     footprint = np.zeros(count, dtype=np.uint64)
     np.add.at(footprint, np.concatenate(arrays), np.repeat(hashes, [len(a) for a in arrays]))
+    own = [a for a, (name, _, _) in zip(arrays, places, strict=False) if is_parameter.get(name, False)]
     has_parameter = np.zeros(count, dtype=bool)
-    has_parameter[np.concatenate(arrays[: len(places)])] = True
+    has_parameter[np.concatenate(own) if own else []] = True
+    # a lone place (an unused position of a table) is tied to nothing: there is nothing to narrow
+    has_parameter &= np.bincount(np.concatenate(arrays[: len(places)]), minlength=count) > 1
     has_parameter[component[FROZEN]] = False
     first_slot = np.zeros(count, dtype=np.int64)
     first_slot[component[::-1]] = np.arange(len(component))[::-1]
@@ -387,7 +396,9 @@ def _groups(labels: Labels, component: Array, modules: dict[str, nn.Module]) -> 
         added[component[layer.numpy()]] = True
     result: dict[str, ChannelGroup] = {}
     for numbers, own in zip(channels, members, strict=True):
-        if len(numbers) > 1:
+        # what no parameter makes (columns of a constant table) is an input of the model, not a channel
+        is_made = any(is_parameter.get(m.tensor, False) and m.role != "in" for m in own)
+        if len(numbers) > 1 and is_made:
             name = _name(own, result)
             result[name] = ChannelGroup(name, numbers, tuple(own), bool(added[numbers].any()))
     return result
@@ -419,6 +430,8 @@ def _members(
 
 def _role(module: nn.Module | None, name: str, axis: int) -> str:
     leaf = name.rpartition(".")[2]
+    if leaf == "_v":  # spectral norm: the input side of the matrix
+        return "in"
     if module is None or isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return str(axis)
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import TraceError
+from .kernels import SUBSTITUTES
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Op:
         out: what it returned; every tensor is a `Ref`.
         module: path of the module that ran it ("" = the model itself).
         is_scaled: part of an attention call that derives its scale from the width of the queries.
+        call: number of the composite call (a linear layer, an einsum) that it is part of; 0 = none.
     """
 
     index: int
@@ -66,6 +68,7 @@ class Op:
     out: Any
     module: str
     is_scaled: bool = False
+    call: int = 0
 
     def refs(self) -> list[Ref]:
         """Tensors among the arguments, in order."""
@@ -137,34 +140,52 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     return value
 
 
-class _AttentionWatch(TorchFunctionMode):
-    """Knows when the pass is inside an attention call whose scale is 1 / sqrt(width of the queries)."""
+# Calls that torch carries out by different operations depending on layout and on axes of size 1.
+COMPOSITE = frozenset(
+    "linear matmul __matmul__ __rmatmul__ einsum tensordot bilinear scaled_dot_product_attention".split()
+)
+
+
+class CallWatch(TorchFunctionMode):
+    """Knows in which composite call the pass is, and whether it is attention scaled by 1 / sqrt(query width)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.is_inside = False
+        self.is_scaled = False
+        self.current = self.count = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch.nn.functional.scaled_dot_product_attention or (kwargs or {}).get("scale") is not None:
-            return func(*args, **(kwargs or {}))
-        self.is_inside = True
+        kwargs = kwargs or {}
+        if self.current or getattr(func, "__name__", "") not in COMPOSITE:
+            return func(*args, **kwargs)
+        is_attention = func is torch.nn.functional.scaled_dot_product_attention
+        self.is_scaled = is_attention and kwargs.get("scale") is None
+        self.count += 1
+        self.current = self.count
         try:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         finally:
-            self.is_inside = False
+            self.is_scaled, self.current = False, 0
 
 
-class _Recorder(TorchDispatchMode):
-    def __init__(self, tape: Tape, state: dict[int, str], watch: ModuleWatch, attention: _AttentionWatch) -> None:
+class Recorder(TorchDispatchMode):
+    """Writes down every operation that runs inside it, and numbers the tensors."""
+
+    def __init__(self, tape: Tape, state: dict[int, str], watch: ModuleWatch, calls: CallWatch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.tape, self.watch, self.attention = tape, watch, attention
+        self.tape, self.watch, self.calls = tape, watch, calls
         self.names = state  # id(tensor) -> name
         self.numbers: dict[int, int] = {}
         self.alive: list[Tensor] = []  # numbered tensors without a place of their own to keep the number
         self.count = 0
         self.opnames: dict[Any, str] = {}
 
+    def note_kwargs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keyword arguments with every tensor replaced by its `Ref`."""
+        return {key: self.note(value) for key, value in kwargs.items()} if kwargs else {}
+
     def note(self, value: Any) -> Any:
+        """Return an argument with every tensor replaced by its `Ref`."""
         if isinstance(value, Tensor):
             return self.ref(value)
         kind = type(value)
@@ -173,6 +194,7 @@ class _Recorder(TorchDispatchMode):
         return value
 
     def ref(self, tensor: Tensor) -> Ref:
+        """Return the number of a tensor, a new one for a new tensor."""
         key = id(tensor)
         number = self.numbers.get(key)
         if number is None:
@@ -194,17 +216,16 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         noted = self.note(args)
-        noted_kwargs = {key: self.note(value) for key, value in kwargs.items()} if kwargs else {}
-        out = func(*args, **kwargs)
+        noted_kwargs = self.note_kwargs(kwargs)
+        out = SUBSTITUTES.get(func, func)(*args, **kwargs)
         if func.namespace == "prim":
             return out
         name = self.opnames.get(func)
         if name is None:
             name = self.opnames[func] = op_name(func)
         ops = self.tape.ops
-        ops.append(
-            Op(len(ops), func, name, noted, noted_kwargs, self.note(out), self.watch.path, self.attention.is_inside)
-        )
+        calls, path = self.calls, self.watch.path
+        ops.append(Op(len(ops), func, name, noted, noted_kwargs, self.note(out), path, calls.is_scaled, calls.current))
         return out
 
 
@@ -392,15 +413,14 @@ def _record_on(
                 stack.enter_context(torch.device("meta"))
             else:
                 mode = FakeTensorMode(allow_non_fake_inputs=True)
-                convert = mode.from_tensor
+                convert = _to_fake(mode, (args, kwargs))
                 stack.enter_context(mode)
             names = swap_state_(model, convert)
             args, kwargs = map_tensors(convert, args), map_tensors(convert, kwargs)
         elif any(t.device.type == "meta" for t in model.parameters()):
             raise RuntimeError("the parameters are on the meta device and hold no data")
         stack.enter_context(watch.watching())
-        attention = stack.enter_context(_AttentionWatch())
-        recorder = _Recorder(tape, names, watch, attention)
+        recorder = Recorder(tape, names, watch, stack.enter_context(CallWatch()))
         try:
             with recorder:
                 out = model(*args, **kwargs)
@@ -419,6 +439,19 @@ def to_meta(tensor: Tensor) -> Tensor:
     if tensor.device.type == "meta":
         return tensor
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _to_fake(mode: Any, inputs: Any) -> Callable[[Tensor], Tensor]:
+    """Conversion to fake tensors; tensors without data are taken to be where the inputs are."""
+    device = next((t.device for t in tensors(inputs) if t.device.type != "meta"), torch.device("cpu"))
+
+    def convert(tensor: Tensor) -> Tensor:
+        if tensor.device.type != "meta":
+            return mode.from_tensor(tensor)  # type: ignore[no-any-return]
+        with mode:
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+    return convert
 
 
 def set_training(model: nn.Module, training: bool) -> None:

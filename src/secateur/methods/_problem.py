@@ -60,20 +60,21 @@ class Problem:
         return names
 
     def check_weights(self, names: Iterable[str]) -> None:
-        """Raise `MethodError` if a parameter of these groups is not made of finite real numbers."""
-        parameters = dict(self.model.named_parameters())
-        for name in dict.fromkeys(m.tensor for group in names for m in self.graph.groups[group].members):
-            tensor = parameters.get(name)
-            if tensor is None:
-                continue
-            if not tensor.is_floating_point():
+        """Raise `MethodError` if a parameter or statistic of these groups is not made of finite real numbers."""
+        parameters, buffers = dict(self.model.named_parameters()), dict(self.model.named_buffers())
+        tensors: dict[str, torch.Tensor] = {**parameters, **buffers}
+        owners = {member.tensor: group for group in names for member in self.graph.groups[group].members}
+        for name, group in owners.items():
+            tensor = tensors.get(name)
+            if name in parameters and tensor is not None and not tensor.is_floating_point():
                 raise MethodError(
                     f"parameter {name!r} is {tensor.dtype}: only real floating-point weights can be pruned. "
-                    f"Convert it, or protect its module: protect=[{name.rpartition('.')[0]!r}]."
+                    f"Convert it, or protect its channels: protect=[{group!r}]."
                 )
-            if tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all()):
+            if tensor is not None and tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all()):
                 raise MethodError(
-                    f"parameter {name!r} holds NaN or infinite values: nothing can be scored. Repair it first."
+                    f"{'buffer' if name in buffers else 'parameter'} {name!r} holds NaN or infinite values: "
+                    "nothing can be scored. Repair it first."
                 )
 
 

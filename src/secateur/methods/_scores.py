@@ -41,6 +41,10 @@ def per_channel(graph: ChannelGraph, group: ChannelGroup, member: Member, values
     Returns:
         (width,) sums in float64, in the order of the group's channels.
     """
+    if values.device.type == "meta":
+        raise MethodError(
+            f"parameter {member.tensor!r} is on the meta device and holds no data to score. Load it first."
+        )
     position = np.full(int(graph.component.max(initial=0)) + 1, -1)
     position[group.channels] = np.arange(group.width)
     total = np.zeros(group.width)

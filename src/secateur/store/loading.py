@@ -16,7 +16,7 @@ from ..surgery.rebuild import rebuild
 from ..surgery.widths import recompute_weights_, relink_recurrent_
 from .folder import read_text, tensor_file
 from .record import DTYPES, StoredModel, StoredTensor
-from .saving import DETAILS, classes, slots
+from .saving import annotate_, classes, slots
 
 Slots = dict[str, tuple[nn.Module, str, Tensor | None]]
 
@@ -56,7 +56,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module
         _fill_(small, stored, tensors)
     except (StoreError, SurgeryError) as error:
         raise StoreError(f"cannot load {folder}: {error}") from error
-    small.__dict__[DETAILS] = stored.details
+    annotate_(small, stored.details)
     return small
 
 

@@ -68,13 +68,13 @@ def annotate_(small: nn.Module, details: Details | Mapping[str, Any]) -> None:
     Raises:
         StoreError: a detail is unknown or has no place in JSON.
     """
-    small.__dict__[DETAILS] = Details.of(details)
+    small.__dict__[DETAILS] = record_of(small), Details.of(details)
 
 
 def details_of(model: nn.Module) -> Details:
-    """Return what `annotate_` or `load` noted on a model; empty details if nothing."""
-    found = model.__dict__.get(DETAILS)
-    return found if isinstance(found, Details) else Details()
+    """Return what `annotate_` or `load` noted on a model; empty details if nothing, or if it was cut again since."""
+    record, details = model.__dict__.get(DETAILS, (None, Details()))
+    return details if isinstance(details, Details) and record == record_of(model) else Details()
 
 
 def slots(model: nn.Module) -> dict[str, tuple[nn.Module, str, Tensor | None]]:

@@ -38,7 +38,7 @@ def feasible(model: nn.Module, graph: ChannelGraph, *, seed: int = 0) -> Channel
         try:
             shrink(bare, graph, _rehearsal(graph, seed))
         except SurgeryError as error:
-            rigid = blamed(graph, error) or set(graph.groups)
+            rigid = blamed(model, graph, error) or set(graph.groups)
             log.info("%s cannot be narrowed: %s", ", ".join(sorted(rigid)), error)
             reasons = {**graph.rigid, **dict.fromkeys(sorted(rigid), str(error))}
             graph = replace(graph, groups={n: g for n, g in graph.groups.items() if n not in rigid}, rigid=reasons)
@@ -56,10 +56,16 @@ def _rehearsal(graph: ChannelGraph, seed: int) -> Plan:
     return Plan.from_removed(removed, graph.widths)
 
 
-def blamed(graph: ChannelGraph, error: SurgeryError) -> set[str]:
-    """Groups to leave whole after a failed cut: those at the operation that failed, else those of its module."""
+def blamed(model: nn.Module, graph: ChannelGraph, error: SurgeryError) -> set[str]:
+    """Groups to leave whole after a failed cut: those at the operation that failed, else those of its module.
+
+    What one block's code cannot narrow its siblings' cannot either: the same operation of every module of the class is
+    blamed at once.
+    """
     index, path = getattr(error, "op_index", None), getattr(error, "module_path", "")
-    found = _at_op(graph, index) if index is not None else set()
+    found: set[str] = set()
+    for at in _siblings(model, graph, index) if index is not None else ():
+        found |= _at_op(graph, at)
     while not found:
         found = {
             n
@@ -70,6 +76,19 @@ def blamed(graph: ChannelGraph, error: SurgeryError) -> set[str]:
             break
         path = path.rpartition(".")[0]
     return found
+
+
+def _siblings(model: nn.Module, graph: ChannelGraph, index: int) -> list[int]:
+    """Positions of an operation in its module, and of the same one in every other module of that class."""
+    op = graph.tape.ops[index]
+    kinds = {path: type(module) for path, module in model.named_modules()}
+    kind = kinds.get(op.module)
+    by_module: dict[str, list[int]] = {}
+    for other in graph.tape.ops:
+        if kinds.get(other.module) is kind and other.name == op.name:
+            by_module.setdefault(other.module, []).append(other.index)
+    position = by_module[op.module].index(index)
+    return [found[position] for found in by_module.values() if position < len(found)]
 
 
 def _at_op(graph: ChannelGraph, index: int) -> set[str]:

@@ -50,8 +50,8 @@ def shrink_optimizer(optimizer: Optimizer, model: nn.Module, small: nn.Module) -
         name = names.get(id(parameter))
         if name is None:
             raise SurgeryError(
-                f"the optimizer keeps state for {parameter!r:.60}, which is none of its parameters, so it cannot be cut: "
-                "make a new optimizer over small.parameters()."
+                f"the optimizer keeps state for {parameter!r:.60}, which is none of its parameters, so it cannot be "
+                "cut: make a new optimizer over small.parameters()."
             )
         result.state[new[name]] = {
             key: _cut_state(value, parameter, cuts.get(name, []), f"{type(optimizer).__name__} state {key!r} of {name}")
@@ -66,32 +66,31 @@ def _cuts_between(model: nn.Module, small: nn.Module) -> dict[str, Cut]:
     if record is None:
         raise SurgeryError(f"this {type(small).__qualname__} carries no record of a cut: give what shrink returned.")
     cuts: dict[str, Cut] = {}
-    for name, axes in record.kept.items():
+    sizes = {name: list(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    alike = {name for name in sizes.keys() & record.kept.keys() if len(sizes[name]) == len(record.shapes[name])}
+    for name in alike:
         known = dict(before.kept.get(name, [])) if before is not None else {}
         cuts[name] = []
-        for axis, index in axes:
-            place = {kept: position for position, kept in enumerate(known[axis])} if axis in known else None
-            here = index if place is None else [place.get(kept, -1) for kept in index]
-            cuts[name].append((axis, torch.tensor(here, dtype=torch.long)))
-    _check(model, small, cuts)
+        for axis, index in record.kept[name]:
+            here = known.get(axis, range(record.shapes[name][axis]))  # what `model` has left of the axis
+            place = {kept: position for position, kept in enumerate(here)}
+            fits = sizes[name][axis] == len(here) and all(kept in place for kept in index)
+            sizes[name][axis] = len(index) if fits else -1
+            cuts[name].append((axis, torch.tensor([place.get(kept, -1) for kept in index])))
+    _check(model, small, sizes)
     return cuts
 
 
-def _check(model: nn.Module, small: nn.Module, cuts: Mapping[str, Cut]) -> None:
-    """Raise `SurgeryError` unless the cuts lead from the parameters of one model to those of the other."""
-    found = {name: tuple(p.shape) for name, p in small.named_parameters(remove_duplicate=False)}
-    expected = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        sizes = list(parameter.shape)
-        for axis, index in cuts.get(name, []):
-            is_inside = axis < len(sizes) and 0 <= int(index.min()) and int(index.max()) < sizes[axis]
-            sizes[axis] = len(index) if is_inside else -1
-        expected[name] = tuple(sizes)
-    if odd := sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)):
+def _check(model: nn.Module, small: nn.Module, sizes: Mapping[str, list[int]]) -> None:
+    """Raise `SurgeryError` unless the cut parameters of one model have the sizes of the other's."""
+    found = {name: list(p.shape) for name, p in small.named_parameters(remove_duplicate=False)}
+    if odd := sorted(name for name in found.keys() | sizes.keys() if found.get(name) != sizes.get(name)):
         name = odd[0]
+        whole = dict(model.named_parameters(remove_duplicate=False)).get(name)
         raise SurgeryError(
-            f"the shrunk model was not made from this one: its {name!r} has shape {found.get(name)}, and the record of "
-            f"the cut leads to {expected.get(name)} ({len(odd)} parameters differ). Give the model as it was shrunk."
+            f"the shrunk model was not made from this one: {name!r} has shape {found.get(name)} in it, and here "
+            f"{None if whole is None else list(whole.shape)}, which the recorded cut does not lead from "
+            f"({len(odd)} parameters differ). Give the model as it was shrunk."
         )
 
 

@@ -87,13 +87,11 @@ def _apply(modules: dict[str, nn.Module], change: AttributeChange) -> None:
 
 
 def _swap(small: nn.Module, model: nn.Module, path: str, settings: dict[str, Any]) -> None:
-    try:
-        old = model.get_submodule(path)
-    except AttributeError:
-        old = nn.Identity()
+    old = dict(model.named_modules()).get(path)
     if not isinstance(old, (nn.MultiheadAttention, SlimMultiheadAttention)):
+        found = "nothing" if old is None else _kind(old)
         raise SurgeryError(
-            f"the surgery replaces the attention {path!r}; in this model that is {_kind(old)}. "
+            f"the surgery replaces the attention {path!r}; in this model that is {found}. "
             "Give an instance of the class that was shrunk."
         )
     kept = settings.get("kept_heads")

@@ -19,9 +19,24 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import VerificationError
-from ..graph.groups import ChannelGraph, as_args, trace
-from ..graph.labels import Statistic, axes, compact
-from ..graph.tape import leaves, map_tensors, plain_kernels, set_training, tensors, untouched
+from ..graph.groups import ChannelGraph, as_args, step, trace
+from ..graph.kernels import SUBSTITUTES, PlainKernels
+from ..graph.labels import Labels, axes, compact
+from ..graph.tape import (
+    CallWatch,
+    ModuleWatch,
+    Op,
+    Recorder,
+    Tape,
+    leaves,
+    map_tensors,
+    op_name,
+    plain_kernels,
+    set_training,
+    state_names,
+    tensors,
+    untouched,
+)
 from ..plan import Plan
 from .mask import mask
 from .shrink import copy_with
@@ -85,13 +100,13 @@ def verify(
         PlanError: the plan is of another model.
     """
     inputs, named = map_tensors(_telling, (as_args(args), dict(kwargs or {})))
-    graph, wanted = _reference(model, plan, inputs, named, granularity)
+    wanted = _reference(model, plan, inputs, named, granularity)
     with torch.no_grad(), plain_kernels(), _double(small) as precise, untouched(precise):
         set_training(precise, False)
-        got = tensors(precise(*inputs, **named))
+        with PlainKernels():  # type: ignore[no-untyped-call]
+            got = tensors(precise(*inputs, **named))
     if len(got) != len(wanted.outputs):
         raise VerificationError(f"the shrunk model returns {len(got)} tensors, the masked one {len(wanted.outputs)}.")
-    del graph
     errors = [_error(a, b) for a, b in zip(got, wanted.outputs, strict=True)]
     return Verification(max(errors, default=0.0), tolerance, wanted.statistics, len(errors))
 
@@ -109,96 +124,120 @@ def reference(
 ) -> Reference:
     """Run the masked model in float64, with statistics taken over kept channels only, and return its outputs."""
     inputs, named = map_tensors(_as_double, (as_args(args), dict(kwargs or {})))
-    return _reference(model, plan, inputs, named, granularity)[1]
+    return _reference(model, plan, inputs, named, granularity)
 
 
 def _reference(
     model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], granularity: str
-) -> tuple[ChannelGraph, Reference]:
+) -> Reference:
     with _double(model) as precise:
         graph = trace(precise, args, kwargs, granularity=granularity)
-        affected = _affected(graph, plan)
-        if affected and graph.tape.carrier != "real":
-            graph = trace(precise, args, kwargs, granularity=granularity, carrier="real")
-            affected = _affected(graph, plan)
         masked = mask(precise, graph, plan)
         set_training(masked, False)
-        mode = _KeptStatistics(graph, graph.alive(plan), affected) if affected else contextlib.nullcontext()
-        with torch.no_grad(), plain_kernels(), untouched(masked), mode:
+        mode = _KeptStatistics(graph, graph.alive(plan), masked) if _affected(graph, plan) else None
+        with torch.no_grad(), plain_kernels(), untouched(masked), mode or PlainKernels():  # type: ignore[no-untyped-call]
             outputs = tensors(masked(*args, **kwargs))
-    return graph, Reference(outputs, len(affected))
+    return Reference(outputs, mode.count if mode is not None else 0)
 
 
-def _affected(graph: ChannelGraph, plan: Plan) -> dict[int, Statistic]:
+def _affected(graph: ChannelGraph, plan: Plan) -> bool:
+    """Whether any statistic on the tape, or a model whose control flow follows the data, sees removed channels."""
     alive = graph.alive(plan)
-    found = {}
-    for statistic in graph.labels.statistics:
-        layers = [layer for own in statistic.operands.values() for layer in own]
-        if any(not alive[graph.component[compact(layer).numpy()]].all() for layer in layers):
-            found[statistic.op] = statistic
-    return found
+    layers = [layer for s in graph.labels.statistics for own in s.operands.values() for layer in own]
+    return any(not alive[graph.component[compact(layer).numpy()]].all() for layer in layers)
 
 
 class _KeptStatistics(TorchDispatchMode):
-    """Run chosen operations on kept channels only and lay the results out at full width, zeros between."""
+    """Run the operations that mix removed channels on kept ones only; lay the results out at full width, zeros between.
 
-    def __init__(self, graph: ChannelGraph, alive: Array, affected: dict[int, Statistic]) -> None:
+    Labels are passed along as the operations run, not read off the tape: control flow may follow the data, and the
+    masked model's data are not the original's.
+    """
+
+    def __init__(self, graph: ChannelGraph, alive: Array, masked: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.graph, self.alive, self.affected = graph, alive, affected
-        self.index = 0
+        self.graph, self.alive = graph, alive
+        self.count = self.index = 0
+        watch = ModuleWatch(masked)
+        self.recorder = Recorder(Tape("real"), state_names(masked), watch, CallWatch())
+        self.labels = Labels(self.recorder.tape.state, heads=graph.labels.heads)
+        self.labels.kernel = graph.labels.kernel
+        self.known = np.ones(1, dtype=bool)  # slot -> alive
+        self.named: set[str] = set()
+        self.tied = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        noted, noted_kwargs = self.recorder.note(args), self.recorder.note_kwargs(kwargs)
+        func_or_plain = SUBSTITUTES.get(func, func)
+        out = func_or_plain(*args, **kwargs)
         if func.namespace == "prim":
-            return func(*args, **kwargs)
-        index, self.index = self.index, self.index + 1
-        statistic = self.affected.get(index)
-        if statistic is None:
-            return func(*args, **kwargs)
-        op = self.graph.tape.ops[index]
-        if op.func is not func:
-            raise VerificationError(
-                f"the reference ran {func} where the tape has {op.func}: its control flow is not fixed."
-            )
-        found = [t for t in _flat(args) if isinstance(t, Tensor)]
-        cut = {
-            id(t): self._cut(t, statistic.operands.get(ref.number, []))
-            for t, ref in zip(found, leaves(op.args), strict=True)
-        }
-        slim = _replace(args, cut)
-        out = func(*_with_sizes(op.name, slim), **kwargs)
-        return self._laid_out(out, op.index, func, args, kwargs)
+            return out
+        self.index += 1
+        op = Op(self.index, func, op_name(func), noted, noted_kwargs, self.recorder.note(out), "")
+        statistics = len(self.labels.statistics)
+        step(self.labels, op, strict=False)
+        self._learn()
+        if len(self.labels.statistics) == statistics:
+            return out
+        operands = self.labels.statistics[-1].operands
+        keep = {number: self._keep(layers) for number, layers in operands.items()}
+        if not any(keep.values()):
+            return out
+        self.count += 1
+        pairs = zip(_flat(args), leaves(noted), strict=True)
+        slim = _replace(args, {id(tensor): _cut(tensor, keep[ref.number]) for tensor, ref in pairs})
+        return self._laid_out(func_or_plain(*_with_sizes(op.name, slim), **kwargs), out, op)
+
+    def _learn(self) -> None:
+        """Find out which slots that came up are alive: from the plan for parameters, through ties for the rest."""
+        fresh = self.labels.slot_count - len(self.known)
+        if fresh:
+            self.known = np.concatenate([self.known, np.ones(fresh, dtype=bool)])
+        for name in self.labels.params.keys() - self.named:
+            self.named.add(name)
+            own = self.graph.alive_along(name, self.alive)
+            for layer, (_, places) in zip(self.labels.params[name][1], own, strict=False):
+                self.known[compact(layer).numpy().ravel()] = places.ravel()
+        for one, other in self.labels.ties[self.tied :]:
+            both = self.known[one] & self.known[other]
+            self.known[one] = both
+            self.known[other] = both
+        self.tied = len(self.labels.ties)
+        self.known[0] = True
 
     def _keep(self, layers: list[Tensor]) -> dict[int, Tensor]:
         """Axis -> kept indices."""
         result: dict[int, Tensor] = {}
         for layer in layers:
-            places = self.alive[self.graph.component[compact(layer).numpy()]]
+            places = self.known[compact(layer).numpy()]
             for axis in axes(layer):
                 line = places.any(axis=tuple(d for d in range(places.ndim) if d != axis))
                 if not line.all():
                     result[axis] = torch.from_numpy(np.flatnonzero(line))
         return result
 
-    def _cut(self, tensor: Tensor, layers: list[Tensor]) -> Tensor:
-        for axis, index in self._keep(layers).items():
-            tensor = tensor.index_select(axis, index)
-        return tensor
-
-    def _laid_out(self, out: Any, index: int, func: Any, args: Any, kwargs: Any) -> Any:
-        outs = list(out) if isinstance(out, (tuple, list)) else [out]
-        refs = self.graph.tape.ops[index].outs()
-        wide = []
-        for tensor, ref, layers in zip(outs, refs, self.graph.op_layers[index], strict=True):
-            keep = self._keep(layers)
-            if tuple(tensor.shape) == ref.shape:
-                wide.append(tensor)
+    def _laid_out(self, slim: Any, wide: Any, op: Op) -> Any:
+        """Lay narrow results out in the places of the wide ones, which later operations know by number."""
+        several = isinstance(wide, (tuple, list))
+        for narrow, full, ref in zip(slim if several else [slim], wide if several else [wide], op.outs(), strict=True):
+            if narrow.shape == full.shape:
+                full.copy_(narrow)
+                continue
+            keep = self._keep(self.labels.layers.get(ref.number, []))
+            if not keep:  # the statistics that a norm returns beside its result
                 continue
             for axis, kept in keep.items():
-                full = tensor.new_zeros([s if d != axis else ref.shape[axis] for d, s in enumerate(tensor.shape)])
-                tensor = full.index_copy(axis, kept, tensor)
-            wide.append(tensor)
-        return type(out)(wide) if isinstance(out, (tuple, list)) else wide[0]
+                spread = narrow.new_zeros([s if d != axis else full.shape[axis] for d, s in enumerate(narrow.shape)])
+                narrow = spread.index_copy(axis, kept, narrow)
+            full.copy_(narrow)
+        return wide
+
+
+def _cut(tensor: Tensor, keep: dict[int, Tensor]) -> Tensor:
+    for axis, index in keep.items():
+        tensor = tensor.index_select(axis, index)
+    return tensor
 
 
 def _with_sizes(name: str, args: Any) -> Any:
@@ -211,11 +250,11 @@ def _with_sizes(name: str, args: Any) -> Any:
     return args
 
 
-def _flat(value: Any) -> Iterator[Any]:
+def _flat(value: Any) -> Iterator[Tensor]:
     if isinstance(value, (list, tuple)):
         for item in value:
             yield from _flat(item)
-    else:
+    elif isinstance(value, Tensor):
         yield value
 
 
@@ -260,7 +299,7 @@ def _as_double(tensor: Tensor) -> Tensor:
 def _telling(tensor: Tensor) -> Tensor:
     """Return a float64 copy; noise in place of a constant or data-free tensor."""
     if not tensor.is_floating_point():
-        return tensor
+        return _as_double(tensor)
     is_blank = tensor.device.type == "meta" or (tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()))
     if not is_blank:
         return tensor.detach().to(torch.float64)
