@@ -14,12 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import Budget, PruneResult, SensitivityCurves, load, prune, save, sensitivity, shrink
+from ..budget import Budget
 from ..data import ImageData, digits
 from ..errors import StoreError
 from ..measure.latency import Comparison, compare
+from ..methods import L1Filter
+from ..methods.sensitivity import SensitivityCurves, sensitivity
 from ..models import ResNet, digits_resnet
+from ..prune import PruneResult, prune
 from ..recovery.finetune import finetune
+from ..store import load, save
+from ..surgery.shrink import shrink
 from ..train import ClassificationTask, Recipe, evaluate, fit, recipe
 
 TASK = ClassificationTask()
@@ -151,9 +156,14 @@ class _Study:
         return self.data.normalise(self.data.test_images[:batch])
 
     def sensitivity(self, model: nn.Module) -> SensitivityCurves:
-        held_out = self.choosing.loaders(512).test
         return sensitivity(
-            model, self.example(1), data=held_out, task=TASK, removes=FRACTIONS, scores=_everywhere(), progress=False
+            model,
+            self.example(1),
+            data=self.choosing.loaders(512).test,
+            task=TASK,
+            removes=FRACTIONS,
+            scores=L1Filter(residual="prune"),  # residual streams too: the curves show why the paper leaves them whole
+            progress=False,
         )
 
     def prune_all(self, bases: list[nn.Module], say: Say) -> nn.Module:
@@ -207,13 +217,6 @@ def _fresh(seed: int, inner_widths: Sequence[int] | None = None) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ResNet(1, in_channels=1, inner_widths=inner_widths)
-
-
-def _everywhere() -> Any:
-    """Return L1 that looks at residual streams too: the curves show why the paper leaves them alone."""
-    from ..methods import L1Filter
-
-    return L1Filter(residual="prune")
 
 
 def _details(result: PruneResult) -> dict[str, Any]:
