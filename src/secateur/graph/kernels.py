@@ -42,6 +42,36 @@ SUBSTITUTES: dict[Any, Callable[..., Any]] = (
 )
 
 
+def _like_first(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _batch_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+
+
+def _layer_norm(x: Tensor, over: list[int], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    rest = (*x.shape[: x.ndim - len(over)], *(1 for _ in over))
+    return x.new_empty(x.shape), x.new_empty(rest), x.new_empty(rest)
+
+
+def _addmm(_bias: Tensor, one: Tensor, other: Tensor, **_: Any) -> Tensor:
+    if one.shape[1] != other.shape[0]:
+        raise RuntimeError(f"mat1 and mat2 shapes cannot be multiplied ({list(one.shape)} and {list(other.shape)})")
+    return one.new_empty(one.shape[0], other.shape[1])
+
+
+# On tensors without data torch works these shapes out in Python, slowly; here they are directly.
+SHAPES: dict[Any, Callable[..., Any]] = {
+    **SUBSTITUTES,
+    aten.native_batch_norm.default: _batch_norm,
+    aten.native_layer_norm.default: _layer_norm,
+    aten.addmm.default: _addmm,
+    aten.gelu.default: _like_first,
+    aten._safe_softmax.default: _like_first,
+}
+
+
 class PlainKernels(TorchDispatchMode):
     """Run the plain version of each fused kernel that has one."""
 

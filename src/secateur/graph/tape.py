@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import TraceError
-from .kernels import SUBSTITUTES
+from .kernels import SHAPES, SUBSTITUTES
 
 log = logging.getLogger(__name__)
 
@@ -174,6 +174,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self, tape: Tape, state: dict[int, str], watch: ModuleWatch, calls: CallWatch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape, self.watch, self.calls = tape, watch, calls
+        self.kernels = SHAPES if tape.carrier == "meta" else SUBSTITUTES
         self.names = state  # id(tensor) -> name
         self.numbers: dict[int, int] = {}
         self.alive: list[Tensor] = []  # numbered tensors without a place of their own to keep the number
@@ -217,7 +218,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         noted = self.note(args)
         noted_kwargs = self.note_kwargs(kwargs)
-        out = SUBSTITUTES.get(func, func)(*args, **kwargs)
+        out = self.kernels.get(func, func)(*args, **kwargs)
         if func.namespace == "prim":
             return out
         name = self.opnames.get(func)

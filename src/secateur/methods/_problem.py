@@ -71,7 +71,7 @@ class Problem:
                     f"parameter {name!r} is {tensor.dtype}: only real floating-point weights can be pruned. "
                     f"Convert it, or protect its channels: protect=[{group!r}]."
                 )
-            if tensor is not None and tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all()):
+            if tensor is not None and tensor.device.type != "meta" and not bool(torch.isfinite(tensor.detach().sum(dtype=torch.float64))):
                 raise MethodError(
                     f"{'buffer' if name in buffers else 'parameter'} {name!r} holds NaN or infinite values: "
                     "nothing can be scored. Repair it first."

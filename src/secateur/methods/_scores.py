@@ -53,7 +53,7 @@ def per_channel(graph: ChannelGraph, group: ChannelGroup, member: Member, values
         if max(varying, default=-1) != member.axis:
             continue
         rest = [d for d in range(values.ndim) if d not in varying]
-        sums = values.detach().double().sum(dim=rest) if rest else values.detach().double()
+        sums = values.detach().sum(dim=rest, dtype=torch.float64) if rest else values.detach().double()
         where = position[graph.component[compact(layer).numpy().reshape(sums.shape)]]
         total += np.bincount(where[where >= 0], weights=sums.cpu().numpy()[where >= 0], minlength=group.width)
     return torch.from_numpy(total)

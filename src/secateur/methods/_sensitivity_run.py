@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ..budget import Budget
-from ..errors import MethodError, NothingToPrune, UnknownName
+from ..errors import MethodError, NothingToPrune, SurgeryError, UnknownName
 from ..graph.groups import ChannelGraph
 from ..surgery.feasible import feasible
 from ..train.progress import ProgressBar
@@ -83,12 +83,17 @@ class Analysis:
         reasons = {name: why for name in names if (why := self._obstacle(name))}
         counts = {name: self._counts(name) for name in names if name not in reasons}
         if not counts:
-            listed = ", ".join(f"{name}: {why}" for name, why in list(reasons.items())[:4])
-            raise NothingToPrune(f"no channel can go at any of {self.removes}; {listed or 'the model has no groups'}.")
+            raise self._nothing(reasons)
         bench = Bench(self.problem.model, self.graph, self.data, self.task, self.treatment)
         with ProgressBar("sensitivity", self._step_count(counts), visible=progress) as bar:
-            base = bench.intact(bar)
-            found = {name: self._curve(bench, name, counts[name], base, bar) for name in counts}
+            base, found = bench.intact(bar), {}
+            for name in counts:
+                try:
+                    found[name] = self._curve(bench, name, counts[name], base, bar)
+                except SurgeryError as error:
+                    reasons[name] = f"it cannot be cut: {error}"
+        if not found:
+            raise self._nothing(reasons)
         whole = self.graph.costs()
         return SensitivityCurves(
             metric_name=self.task.name,
@@ -103,6 +108,10 @@ class Analysis:
             treatment=str(self.treatment),
             sample_count=base.score_count,
         )
+
+    def _nothing(self, reasons: dict[str, str]) -> NothingToPrune:
+        listed = ", ".join(f"{name}: {why}" for name, why in list(reasons.items())[:4])
+        return NothingToPrune(f"no channel can go at any of {self.removes}; {listed or 'the model has no groups'}.")
 
     def _curve(self, bench: Bench, name: str, counts: dict[float, int], base: Measured, bar: ProgressBar) -> GroupCurve:
         known = {0: base}

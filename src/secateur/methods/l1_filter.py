@@ -90,7 +90,8 @@ class L1Filter:
         """
         names = eligible(problem, self.residual)
         problem.check_weights(names)
-        weights = {name: tensor.detach().abs() for name, tensor in problem.model.named_parameters()}
+        made = {m.tensor for name in names for m in producers(problem.graph, problem.graph.groups[name])}
+        weights = {name: p.detach().abs() for name, p in problem.model.named_parameters() if name in made}
         if self.selection == "greedy":
             return self._greedy(problem, names, weights)
         scores = {n: self._scores(problem.graph, problem.graph.groups[n], weights) for n in names}
