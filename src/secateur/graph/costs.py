@@ -114,7 +114,7 @@ class CostModel:
                     constant *= size
             else:
                 free = [layer for layer in known[1] if self._is_free(graph, layer)]
-                layers, constant = factors_of(_coarse(free), shape)
+                layers, constant = factors_of(_coarse(free, graph.component), shape)
                 factors = [form(layer) for layer in layers]
             if is_parameter:
                 self.params.add(constant, factors)
@@ -167,12 +167,15 @@ class CostModel:
         return Costs(*(round(self.value(what, counts)) for what in MEASURES))
 
 
-def _coarse(layers: list[Any]) -> list[Any]:
-    """Of a grouped convolution's in-channel grid keep one group's row: every group has as many."""
+def _coarse(layers: list[Any], component: Array) -> list[Any]:
+    """Of a grouped convolution's in-channel grid keep one group's row: every group has as many, or goes whole."""
     result = []
     for layer in layers:
         if {0, 1} <= axes(layer):
             layer = layer.narrow(0, 0, 1).expand(layer.shape)
+            numbers = component[compact(layer).numpy()]
+            if (numbers == numbers.flat[0]).all():
+                continue
         result.append(layer)
     return result
 

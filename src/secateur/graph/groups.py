@@ -166,16 +166,15 @@ class ChannelGraph:
 
     def shape_after(self, layers: Sequence[Tensor], shape: Sequence[int], alive: Array) -> tuple[int, ...]:
         """Return the shape of a labelled tensor once the dead channels are gone."""
-        sizes = list(shape)
+        lines: dict[int, Array] = {}
         for layer in layers:
             places = alive[self.component[compact(layer).numpy()]]
             if places.all():
                 continue
-            varying = axes(layer)
-            for axis in varying:
-                others = tuple(d for d in range(places.ndim) if d != axis)
-                sizes[axis] = min(sizes[axis], int(places.any(axis=others).sum()))
-        return tuple(sizes)
+            for axis in axes(layer):
+                line = places.any(axis=tuple(d for d in range(places.ndim) if d != axis))
+                lines[axis] = lines[axis] & line if axis in lines else line
+        return tuple(int(lines[d].sum()) if d in lines else size for d, size in enumerate(shape))
 
     def touching(self, paths: Iterable[str]) -> set[str]:
         """Names of the groups that any parameter of these modules (or of modules inside them) belongs to.
@@ -265,6 +264,7 @@ def analyse(
         for layer in labels.get(ref):
             labels.freeze(layer, "an output of the model")
     tie_recurrent(labels, modules)
+    labels.freeze_unread()
     component = _components(labels)
     sizes = element_sizes(model)
     groups = _groups(labels, component, modules, {name: own for name, (own, _) in sizes.items()})
@@ -432,6 +432,8 @@ def _members(
 
 def _role(module: nn.Module | None, name: str, axis: int) -> str:
     leaf = name.rpartition(".")[2]
+    if leaf == "_v":  # spectral norm: the input side of the matrix
+        return "in"
     if module is None or isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return str(axis)
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)

@@ -22,6 +22,7 @@ from .tape import Op, Ref
 
 FROZEN = 0
 Axes = frozenset[int]
+Taken = set[int]
 NONE: Axes = frozenset()
 
 
@@ -197,6 +198,7 @@ class Labels:
         self.statistics: list[Statistic] = []
         self.contractions: list[Contraction] = []
         self.unknown: list[tuple[str, str]] = []
+        self.unread: list[np.ndarray[Any, Any]] = []  # slots of weights beside the part that was sliced out
         self.frozen_why: list[tuple[np.ndarray[Any, Any], str]] = []
         self.op: Op | None = None
 
@@ -278,6 +280,16 @@ class Labels:
         self.ties.append((one, other))
         self.tie_ops.append(self.op.index if self.op is not None else -1)
 
+    def freeze_unread(self) -> None:
+        """Freeze what no operation read of a weight, such as the rest of a table of positions: a longer input may."""
+        tied = np.zeros(self.slot_count, dtype=bool)
+        for one, other in self.ties:
+            tied[one] = tied[other] = True
+        for slots in self.unread:
+            rest = torch.from_numpy(slots[~tied[slots]])
+            if len(rest):
+                self.freeze(rest, "this input does not reach it")
+
     def collapse(self, layer: Tensor, gone: Iterable[int]) -> Tensor:
         """Tie everything along some axes; the result no longer varies there."""
         for axis in gone:
@@ -322,6 +334,7 @@ class Labels:
         bare = [_sized(o, shape) - NONE.union(*map(axes, ls)) for o, ls in zip(labelled, aligned, strict=True)]
         bare_rest = NONE.union(*(_sized(o, shape) for o in rest))
         result: list[Tensor] = []
+        seen: Axes = NONE
         for k, layers in enumerate(aligned):
             blocked = bare_rest.union(*(b for j, b in enumerate(bare) if j != k))
             kept = []
@@ -330,7 +343,8 @@ class Labels:
                 left = self._narrowed_by(layer, gone) if gone else layer
                 if left is not None:
                     kept.append(left)
-            result = self._merge(result, kept) if result else kept
+            result = self._merge(result, kept, seen) if k else kept
+            seen = seen.union(*map(axes, layers))
         return result
 
     def _narrowed_by(self, layer: Tensor, gone: Axes) -> Tensor | None:
@@ -340,34 +354,65 @@ class Labels:
             gone = varying
         return self.drop(layer, gone, "meets a tensor that pruning cannot narrow")
 
-    def _merge(self, known: list[Tensor], new: list[Tensor]) -> list[Tensor]:
-        """Tie two operands' layers wherever they share an axis. Layers of one operand are never tied to each other."""
-        result: list[Tensor | None] = list(known)
-        for layer in new:
+    def _merge(self, known: list[Tensor], new: list[Tensor], seen: Axes) -> list[Tensor]:
+        """Tie two operands' layers wherever they share an axis. Layers of one operand are never tied to each other.
+
+        What finds no partner on an axis along which the other operand is labelled (`seen` for the known one) is
+        frozen there: the other one is cut by another pattern.
+        """
+        taken: Taken = set()
+        merged: list[Tensor | None] = list(known)
+        lone: list[Tensor] = []
+        for layer in sorted(new, key=self._rank) if len(new) > 1 else new:
             here: Tensor | None = layer
-            for i, there in enumerate(known):
-                if here is not None and there is not None:
-                    result[i], here = self._pair(there, here)
+            for i in self._partners(merged, layer, taken):
+                there = merged[i]
+                if here is None or there is None or not axes(there) & axes(here):
+                    continue
+                merged[i], here, tied = self._pair(there, here)
+                if tied:
+                    taken.add(i)
             if here is not None:
-                result.append(here)
+                lone.append(here)
+        labelled = NONE.union(*map(axes, new))
+        result = [merged[i] if i in taken else self._unpaired(merged[i], labelled) for i in range(len(merged))]
+        result += [self._unpaired(layer, seen) for layer in lone]
         return [layer for layer in result if layer is not None]
 
-    def _pair(self, known: Tensor, layer: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return the layers that stand for two that meet; the second is None when it is now part of the first."""
+    def _partners(self, merged: list[Tensor | None], layer: Tensor, taken: Taken) -> list[int]:
+        """Which known layers may be tied to this one, the likeliest first: same places equal, then whole heads."""
+        varying = axes(layer)
+        free = [i for i, k in enumerate(merged) if k is not None and i not in taken and axes(k) & varying]
+        if len(free) < 2:
+            return free
+        return sorted(free, key=lambda i: (not _same_pattern(merged[i], layer), self._rank(merged[i])))
+
+    def _rank(self, layer: Tensor | None) -> bool:
+        """Sort key: of several layers on one axis, heads (runs of one slot) come first, or last for head dimensions."""
+        if layer is None or len(axes(layer)) != 1:
+            return False
+        line = compact(layer).reshape(-1)
+        return bool(line[0] == line[1]) != self.heads
+
+    def _unpaired(self, layer: Tensor | None, labelled: Axes) -> Tensor | None:
+        if layer is None or not axes(layer) & labelled:
+            return layer
+        return self.drop(layer, axes(layer) & labelled, "meets a tensor that is cut by another pattern")
+
+    def _pair(self, known: Tensor, layer: Tensor) -> tuple[Tensor | None, Tensor | None, bool]:
+        """Return what is left of two layers that share an axis, and whether the first now stands for both."""
         a, b = axes(known), axes(layer)
         common = a & b
-        if not common:
-            return known, layer
         if a == b:
             self.tie(known, layer)
-            return known, None
+            return known, None, True
         if self._can_live_on(known, common) and self._can_live_on(layer, common):
             known = self.collapse(known, a - common)
             self.tie(known, self.collapse(layer, b - common))
-            return known, None
+            return known, None, True
         # A parameter per head dimension under whole heads: the heads give up that axis, and the parameter is frozen.
         why = "its axis is shared by all heads"
-        return self.drop(known, common, why), self.drop(layer, common, why)
+        return self.drop(known, common, why), self.drop(layer, common, why), False
 
     def _can_live_on(self, layer: Tensor, common: Axes) -> bool:
         """Whether a layer can give up its other axes and live on the common ones."""
@@ -376,14 +421,33 @@ class Labels:
 
 
 def inner_axis(layer: Tensor, varying: Axes) -> int:
-    """Return the axis along which slot numbers change least: head dimensions, not heads."""
-    small = compact(layer)
-    first = int(small[(0,) * small.ndim])
+    """Return the axis along which slot numbers change least: head dimensions, not heads (which may be repeated)."""
+    return min(varying, key=lambda d: _step(layer, d))
 
-    def span(axis: int) -> int:
-        return abs(int(small[tuple(small.shape[d] - 1 if d == axis else 0 for d in range(small.ndim))]) - first)
 
-    return min(varying, key=span)
+def _step(layer: Tensor, axis: int) -> float:
+    line = layer[tuple(slice(None) if d == axis else 0 for d in range(layer.ndim))]
+    steps = line.diff().abs()
+    steps = steps[steps > 0]
+    return float(steps.min()) if len(steps) else float("inf")
+
+
+def _same_pattern(one: Tensor | None, other: Tensor) -> bool:
+    """Whether two layers hold equal slots at the same places."""
+    if one is None or axes(one) != axes(other):
+        return False
+    if one.data_ptr() == other.data_ptr() and one.stride() == other.stride():
+        return True
+    patterns = [torch.unique(compact(layer), return_inverse=True)[1] for layer in (one, other)]
+    firsts = [_renumbered(pattern.reshape(-1)) for pattern in patterns]
+    return torch.equal(*firsts)
+
+
+def _renumbered(numbers: Tensor) -> Tensor:
+    """Numbers by order of first appearance."""
+    count = int(numbers.max()) + 1
+    first = torch.full((count,), len(numbers)).scatter_reduce(0, numbers, torch.arange(len(numbers)), "amin")
+    return first[numbers]
 
 
 def _sized(operand: Operand, shape: tuple[int, ...]) -> Axes:

@@ -57,6 +57,7 @@ class Op:
         out: what it returned; every tensor is a `Ref`.
         module: path of the module that ran it ("" = the model itself).
         is_scaled: part of an attention call that derives its scale from the width of the queries.
+        call: number of the composite call (a linear layer, an einsum) that it is part of; 0 = none.
     """
 
     index: int
@@ -67,6 +68,7 @@ class Op:
     out: Any
     module: str
     is_scaled: bool = False
+    call: int = 0
 
     def refs(self) -> list[Ref]:
         """Tensors among the arguments, in order."""
@@ -138,29 +140,40 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     return value
 
 
-class AttentionWatch(TorchFunctionMode):
-    """Knows when the pass is inside an attention call whose scale is 1 / sqrt(width of the queries)."""
+# Calls that torch carries out by different operations depending on layout and on axes of size 1.
+COMPOSITE = frozenset(
+    "linear matmul __matmul__ __rmatmul__ einsum tensordot bilinear scaled_dot_product_attention".split()
+)
+
+
+class CallWatch(TorchFunctionMode):
+    """Knows in which composite call the pass is, and whether it is attention scaled by 1 / sqrt(query width)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.is_inside = False
+        self.is_scaled = False
+        self.current = self.count = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch.nn.functional.scaled_dot_product_attention or (kwargs or {}).get("scale") is not None:
-            return func(*args, **(kwargs or {}))
-        self.is_inside = True
+        kwargs = kwargs or {}
+        if self.current or getattr(func, "__name__", "") not in COMPOSITE:
+            return func(*args, **kwargs)
+        is_attention = func is torch.nn.functional.scaled_dot_product_attention
+        self.is_scaled = is_attention and kwargs.get("scale") is None
+        self.count += 1
+        self.current = self.count
         try:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         finally:
-            self.is_inside = False
+            self.is_scaled, self.current = False, 0
 
 
 class Recorder(TorchDispatchMode):
     """Writes down every operation that runs inside it, and numbers the tensors."""
 
-    def __init__(self, tape: Tape, state: dict[int, str], watch: ModuleWatch, attention: AttentionWatch) -> None:
+    def __init__(self, tape: Tape, state: dict[int, str], watch: ModuleWatch, calls: CallWatch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.tape, self.watch, self.attention = tape, watch, attention
+        self.tape, self.watch, self.calls = tape, watch, calls
         self.names = state  # id(tensor) -> name
         self.numbers: dict[int, int] = {}
         self.alive: list[Tensor] = []  # numbered tensors without a place of their own to keep the number
@@ -211,9 +224,8 @@ class Recorder(TorchDispatchMode):
         if name is None:
             name = self.opnames[func] = op_name(func)
         ops = self.tape.ops
-        ops.append(
-            Op(len(ops), func, name, noted, noted_kwargs, self.note(out), self.watch.path, self.attention.is_inside)
-        )
+        calls, path = self.calls, self.watch.path
+        ops.append(Op(len(ops), func, name, noted, noted_kwargs, self.note(out), path, calls.is_scaled, calls.current))
         return out
 
 
@@ -408,8 +420,7 @@ def _record_on(
         elif any(t.device.type == "meta" for t in model.parameters()):
             raise RuntimeError("the parameters are on the meta device and hold no data")
         stack.enter_context(watch.watching())
-        attention = stack.enter_context(AttentionWatch())
-        recorder = Recorder(tape, names, watch, attention)
+        recorder = Recorder(tape, names, watch, stack.enter_context(CallWatch()))
         try:
             with recorder:
                 out = model(*args, **kwargs)

@@ -21,17 +21,18 @@ from ..graph.groups import ChannelGraph
 from ..graph.labels import compact
 from ..graph.tape import Op, Ref, replay
 from .record import AttributeChange
+from .steps import expected_steps, found_steps, is_inside, results
 from .widths import apply_native_, kept_heads, native_widths, needs_dropin, swap_attention_, without_nested_tensors_
 
 log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 TRIES = 60  # replays before giving up
-UNCOMPARED = ("clone", "contiguous", "alias", "detach")  # whether a reshape has to copy depends on the sizes
+SEEN = "\0seen"
 SIZED = (  # operations that are called with sizes
     "view _unsafe_view reshape expand repeat tile split split_with_sizes unflatten unfold as_strided zeros ones "
     "full empty new_zeros new_ones new_full new_empty constant_pad_nd native_group_norm native_layer_norm pixel_shuffle"
 ).split()
-ALIASES = {"_unsafe_view": "view", "reshape": "view", "_reshape_alias": "view"}
+
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,23 @@ def repair_(
     changes += without_nested_tensors_(small, swapped)
     if not cuts:
         return changes, swapped
-    wanted = wanted_sizes(graph, alive)
+    wanted = wanted_sizes(graph, alive)))
     repair = _Repair(small, graph, alive, wanted, tuple(swapped))
     repair.run()
     return [*changes, *repair.changes()], swapped
 
 
 def wanted_sizes(graph: ChannelGraph, alive: Array) -> dict[str, dict[int, list[int]]]:
-    """For each module path: every size its operations were called with that must change -> what it must become."""
+    """For each module path: every size its operations were called with that must change -> what it must become.
+
+    Under ``path + SEEN``: sizes that only came up in results. A module may have checked one, but asked for none.
+    """
     wanted: dict[str, dict[int, list[int]]] = {}
     shapes: dict[int, tuple[int, ...]] = {}
 
-    def ask(op: Op, before: int, after: int) -> None:
+    def ask(op: Op, before: int, after: int, suffix: str = "") -> None:
         if before != after:
-            options = wanted.setdefault(op.module, {}).setdefault(before, [])
+            options = wanted.setdefault(op.module + suffix, {}).setdefault(before, [])
             if after not in options:
                 options.append(after)
 
@@ -83,9 +87,8 @@ def wanted_sizes(graph: ChannelGraph, alive: Array) -> dict[str, dict[int, list[
         for ref, own in zip(results(op), layers, strict=False):
             after = graph.shape_after(own, ref.shape, alive) if own else ref.shape
             shapes[ref.number] = after
-            if op.name in SIZED:
-                for old, new in zip(ref.shape, after, strict=True):
-                    ask(op, old, new)
+            for old, new in zip(ref.shape, after, strict=True):
+                ask(op, old, new, "" if op.name in SIZED else SEEN)
         for old, new in _argument_sizes(graph, op, alive, shapes):
             ask(op, old, new)
     return wanted
@@ -130,15 +133,6 @@ def _pad_sizes(graph: ChannelGraph, op: Op, alive: Array) -> list[tuple[int, int
     return found
 
 
-def results(op: Op) -> list[Ref]:
-    """Tensors an operation returns for use: all parts of a split, but not the statistics beside a norm's result."""
-    return op.outs()[:1] if isinstance(op.out, tuple) else op.outs()
-
-
-def _kind(op: Op) -> str:
-    return ALIASES.get(op.name, op.name)
-
-
 class _Repair:
     """A search over attribute values, scored by how far the replay gets."""
 
@@ -153,46 +147,31 @@ class _Repair:
         self.small, self.graph, self.wanted, self.swapped = small, graph, wanted, swapped
         self.modules = dict(small.named_modules())
         self.tries = 0
-        self.expected: list[tuple[Op, list[tuple[int, ...] | None]]] = []
-        for op, layers in zip(graph.tape.ops, graph.op_layers, strict=True):
-            if self._is_compared(op):
-                shapes = [
-                    None
-                    if r.number in graph.labels.uniform
-                    else graph.shape_after(own, r.shape, alive)
-                    if own
-                    else r.shape
-                    for r, own in zip(results(op), layers, strict=False)
-                ]
-                self.expected.append((op, shapes))
+        self.expected = expected_steps(graph, alive, swapped)
         self.holders, self.options = self._holders()
         self.values: dict[Holder, int] = {}
-
-    def _is_swapped(self, path: str) -> bool:
-        return any(path == s or path.startswith(f"{s}.") for s in self.swapped)
-
-    def _is_compared(self, op: Op) -> bool:
-        """Whether an operation must run again; ``reshape`` copies or not by the sizes, and drop-ins run their own."""
-        return op.name not in UNCOMPARED and not self._is_swapped(op.module)
 
     def _holders(self) -> tuple[dict[str, list[Holder]], dict[Holder, list[int]]]:
         """Find, for each module that used a size, the attributes with that value: its own, else its ancestors'."""
         by_module: dict[str, list[Holder]] = {}
         options: dict[Holder, list[int]] = {}
-        for path, sizes in self.wanted.items():
-            if self._is_swapped(path):
+        for key, sizes in self.wanted.items():
+            path = key.removesuffix(SEEN)
+            if is_inside(path, self.swapped):
                 continue
             for before, afters in sizes.items():
-                for holder in self._with_value(path, before):
+                for holder in self._with_value(path, before, upwards=key == path):
                     by_module.setdefault(path, []).append(holder)
                     known = options.setdefault(holder, [])
                     known += [a for a in afters if a not in known]
         return by_module, options
 
-    def _with_value(self, path: str, value: int) -> list[Holder]:
+    def _with_value(self, path: str, value: int, *, upwards: bool) -> list[Holder]:
         while True:
             module = self.modules.get(path)
             found = [Holder(path, name, value) for name in matching(module, value)] if module is not None else []
+            if not upwards:
+                return [holder for holder in found if not holder.name.startswith("config.")]
             if found or not path:
                 return found
             path = path.rpartition(".")[0]
@@ -222,25 +201,18 @@ class _Repair:
         """Run the small model; return how many operations agreed, and (index, module path, what was wrong) or None."""
         self.tries += 1
         args, kwargs = self.graph.example
-        tape, error, failed_in = replay(self.small, args, kwargs, carrier=self.graph.tape.carrier)
-        ops = [op for op in tape.ops if self._is_compared(op)]
-        for k, op in enumerate(ops):
-            if k >= len(self.expected):
-                break
-            known, shapes = self.expected[k]
-            if _kind(op) != _kind(known):
-                if self.graph.tape.carrier == "real" and error is None:
-                    return len(self.expected), None  # control flow follows the data: the numbers are compared by verify
-                return k, (k, known.module, f"{op.name} ran where {known.name} was expected")
-            if any(s is not None and r.shape != s for r, s in zip(results(op), shapes, strict=False)):
-                if self.graph.tape.carrier == "real" and error is None:
-                    return len(self.expected), None  # sizes follow the data, as in routing: verify compares the numbers
-                found = [list(r.shape) for r in results(op)]
-                return k, (k, known.module, f"{op.name} gave {found}, expected {[list(s or ()) for s in shapes]}")
+        carrier = self.graph.tape.carrier
+        tape, error, failed_in = replay(self.small, args, kwargs, carrier=carrier)
+        found = found_steps(tape, self.swapped)
+        for k, (step, known) in enumerate(zip(found, self.expected, strict=False)):
+            if what := step.differs(known):
+                if carrier == "real" and error is None:
+                    return len(self.expected), None  # control flow may follow the data: verify compares the numbers
+                return k, (k, known.module, what)
         if error is not None:
             where = failed_in if failed_in is not None else ""
-            k = min(len(ops), len(self.expected) - 1)
-            return len(ops), (k, where, f"{type(error).__name__}: {error}")
+            k = min(len(found), len(self.expected) - 1)
+            return len(found), (k, where, f"{type(error).__name__}: {error}")
         return len(self.expected), None
 
     def _improve(self, reached: int, problem: tuple[int, str, str]) -> tuple[int, tuple[int, str, str] | None] | None:
@@ -262,7 +234,7 @@ class _Repair:
 
     def _candidates(self, problem: tuple[int, str, str]) -> list[list[tuple[Holder, int]]]:
         index, path, _ = problem
-        near = [path, self.expected[min(index, len(self.expected) - 1)][0].module]
+        near = [path, self.expected[min(index, len(self.expected) - 1)].module]
         paths = list(dict.fromkeys(p for start in near for p in _upwards(start)))
         local = [h for p in paths for h in self._near(p)]
         single: list[list[tuple[Holder, int]]] = []
@@ -291,13 +263,13 @@ class _Repair:
 
     def _failure(self, problem: tuple[int, str, str]) -> SurgeryError:
         error = SurgeryError(self._complaint(problem))
-        op = self.expected[min(problem[0], len(self.expected) - 1)][0]
+        op = self.expected[min(problem[0], len(self.expected) - 1)]
         error.op_index, error.module_path = op.index, problem[1] or op.module  # type: ignore[attr-defined]
         return error
 
     def _complaint(self, problem: tuple[int, str, str]) -> str:
         index, path, what = problem
-        op = self.expected[min(index, len(self.expected) - 1)][0]
+        op = self.expected[min(index, len(self.expected) - 1)]
         sizes = ", ".join(f"{a} -> {b}" for a, b in list(self.wanted.get(op.module, {}).items())[:6]) or "none"
         return (
             f"after the cut, module {path or op.module or 'the model'!r} does not run as it must at {op.name}: {what}. "

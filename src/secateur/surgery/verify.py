@@ -23,7 +23,7 @@ from ..graph.groups import ChannelGraph, as_args, step, trace
 from ..graph.kernels import SUBSTITUTES, PlainKernels
 from ..graph.labels import Labels, axes, compact
 from ..graph.tape import (
-    AttentionWatch,
+    CallWatch,
     ModuleWatch,
     Op,
     Recorder,
@@ -159,7 +159,7 @@ class _KeptStatistics(TorchDispatchMode):
         self.graph, self.alive = graph, alive
         self.count = self.index = 0
         watch = ModuleWatch(masked)
-        self.recorder = Recorder(Tape("real"), state_names(masked), watch, AttentionWatch())
+        self.recorder = Recorder(Tape("real"), state_names(masked), watch, CallWatch())
         self.labels = Labels(self.recorder.tape.state, heads=graph.labels.heads)
         self.labels.kernel = graph.labels.kernel
         self.known = np.ones(1, dtype=bool)  # slot -> alive
@@ -224,7 +224,10 @@ class _KeptStatistics(TorchDispatchMode):
             if narrow.shape == full.shape:
                 full.copy_(narrow)
                 continue
-            for axis, kept in self._keep(self.labels.layers.get(ref.number, [])).items():
+            keep = self._keep(self.labels.layers.get(ref.number, []))
+            if not keep:  # the statistics that a norm returns beside its result
+                continue
+            for axis, kept in keep.items():
                 spread = narrow.new_zeros([s if d != axis else full.shape[axis] for d, s in enumerate(narrow.shape)])
                 narrow = spread.index_copy(axis, kept, narrow)
             full.copy_(narrow)

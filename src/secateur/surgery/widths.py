@@ -113,8 +113,17 @@ def apply_native_(small: nn.Module, model: nn.Module) -> list[AttributeChange]:
             if before != after:
                 layer.__dict__[name] = after
                 changes.append(AttributeChange(path, name, before, after))
+        _check_projection(path, layer)
     relink_recurrent_(small)
     return changes
+
+
+def _check_projection(path: str, layer: nn.Module) -> None:
+    if isinstance(layer, nn.RNNBase) and layer.proj_size and layer.proj_size >= layer.hidden_size:
+        raise SurgeryError(
+            f"{path!r}: the plan leaves {layer.hidden_size} cells and projects them to {layer.proj_size}; "
+            "an nn.LSTM has to project to fewer than it has. Keep more cells, or fewer projections."
+        )
 
 
 def needs_dropin(small: nn.Module, model: nn.Module) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..labels import Contraction, Labels, Operand, axes, compact, place
@@ -30,70 +32,64 @@ def baddbmm(labels: Labels, op: Op) -> None:
 
 
 def product(labels: Labels, op: Op, one: Ref, other: Ref, bias: Any) -> None:
-    """``out[b, m, n] = sum_k one[b, m, k] * other[b, k, n]``."""
+    """``out[b, m, n] = sum_k one[b, m, k] * other[b, k, n]``: both factors meet over (b, m, n, k)."""
     out: Ref = op.out
     batch = len(out.shape) - 2
-    passed_left, inner_left = _sorted(labels, one, contracted=batch + 1, free=batch)
-    passed_right, inner_right = _sorted(labels, other, contracted=batch, free=batch + 1)
-    left = _partnered(labels, inner_left, inner_right, batch)
-    right = _partnered(labels, inner_right, inner_left, batch)
-    size = (*out.shape[:batch], one.shape[batch + 1])
-    inner = labels.meet(size, [Operand(size, left, True), Operand(size, right, True)])
+    rows, columns, summed = batch, batch + 1, batch + 2
+    shape = (*out.shape, one.shape[batch + 1])
+    left = _laid(labels, one, [*range(batch), rows, summed], shape)
+    right = _laid(labels, other, [*range(batch), summed, columns], shape)
+    layers = labels.meet(shape, [left, right])
+    inner, passed = _apart(labels, layers, summed)
     if inner and not labels.is_weight(one) and not labels.is_weight(other):
         labels.statistic(op)
         if op.is_scaled:
-            whole = [
-                labels.drop(layer, axes(layer) & {batch}, "the attention's scale depends on it") for layer in inner
-            ]
-            inner = [layer for layer in whole if layer is not None]
-    heads = []
-    for layer in inner:
-        if axes(layer) - {batch}:
-            collapsed = labels.collapse(layer, [batch])
-            heads.append(place(collapsed.select(-1, 0), list(range(batch)), out.shape))
-    operands = [Operand(out.shape, passed, True) for passed in (passed_left, passed_right, heads)]
+            for layer in inner:
+                labels.freeze(layer, "the attention's scale depends on it")
+            inner = []
+    operands = [Operand(out.shape, [layer.select(-1, 0) for layer in passed], True)]
     if isinstance(bias, Ref):
         operands.append(labels.operand(bias))
     labels.set(out, labels.meet(out.shape, operands))
-    _count(labels, op, inner)
+    _count(labels, op, [layer[(0,) * summed] for layer in inner])
 
 
-def _sorted(labels: Labels, ref: Ref, *, contracted: int, free: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Split a factor's layers into those that pass (laid out like the result) and those that are summed over (batch,
-    k).
-    """
-    passed, inner = [], []
+def _laid(labels: Labels, ref: Ref, places: list[int], shape: tuple[int, ...]) -> Operand:
+    """Lay a factor out over (batch, rows, columns, summed); of a grid of free and summed places the free ones stay."""
+    summed = len(shape) - 1
+    size = tuple(ref.shape[places.index(d)] if d in places else 1 for d in range(len(shape)))
+    layers = []
     for layer in labels.get(ref):
-        varying = axes(layer)
-        if contracted in varying and free in varying:
-            layer = labels.collapse(layer, [contracted])
-            varying = varying - {contracted}
-        if contracted in varying:
-            inner.append(layer.movedim(contracted, -1).select(-2, 0))
+        wide = place(layer, places, shape)
+        if summed in axes(wide) and axes(wide) & {summed - 1, summed - 2}:
+            wide = labels.collapse(wide, [summed])
+        layers.append(wide)
+    return Operand(size, layers, labels.is_uniform(ref))
+
+
+def _apart(labels: Labels, layers: list[Tensor], summed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Split layers into those on the summed axis alone, which disappear, and those that pass.
+
+    A layer on the summed and the batch axes is a grid of heads and their dimensions; `Labels.heads` says which is cut.
+    """
+    inner, passed = [], []
+    for layer in layers:
+        across = axes(layer) - {summed}
+        if across == axes(layer):
+            passed.append(layer)
+        elif across and labels.heads:
+            passed.append(labels.collapse(layer, [summed]))
         else:
-            passed.append(layer.narrow(contracted, 0, 1))
-    return passed, inner
-
-
-def _partnered(labels: Labels, here: list[Tensor], there: list[Tensor], axis: int) -> list[Tensor]:
-    """Drop the summed axis of layers that find no labelled partner on the other side."""
-    if any(axis in axes(layer) for layer in there):
-        return here
-    kept = [labels.drop(layer, [axis], "multiplied by something that pruning cannot narrow") for layer in here]
-    return [layer for layer in kept if layer is not None]
+            inner.append(labels.collapse(layer, across))
+    return inner, passed
 
 
 def _count(labels: Labels, op: Op, inner: list[Tensor]) -> None:
     out: Ref = op.out
     factors, constant = factors_of(labels.get(out), out.shape)
     summed = op.args[-1].shape[-2] if op.name in ("mm", "bmm", "matmul") else op.args[2].shape[-2]
-    k = len(out.shape) - 2
-    lone = next((layer for layer in inner if axes(layer) == {k}), None)
-    if lone is None:
-        constant *= summed
-    else:
-        factors.append(compact(lone))
-    labels.contractions.append(Contraction(op.index, constant, factors))
+    lone, whole = factors_of(inner, (summed,))
+    labels.contractions.append(Contraction(op.index, constant * whole, factors + lone))
 
 
 def factors_of(layers: list[Tensor], shape: tuple[int, ...]) -> tuple[list[Tensor], int]:
@@ -104,7 +100,7 @@ def factors_of(layers: list[Tensor], shape: tuple[int, ...]) -> tuple[list[Tenso
         varying = axes(layer)
         if varying.isdisjoint(covered):
             covered |= varying
-            factors.append(compact(layer))
+            factors += _crossed([compact(other) for other in layers if axes(other) == varying])
     constant = 1
     for d, size in enumerate(shape):
         if d not in covered:
@@ -122,22 +118,27 @@ def grouped(labels: Labels, op: Op) -> None:
             for layer in labels.get(ref):
                 labels.freeze(layer)
         return labels.set(out, [])
-    whole = [layer for layer in labels.get(weight) if axes(layer) in ({1}, {2})]
-    for layer in labels.get(weight):
-        if axes(layer) not in ({1}, {2}):
-            labels.freeze(layer, "experts are picked by number")
-    here = [compact(layer).expand(source.shape).select(0, 0) for layer in labels.get(source) if axes(layer) == {1}]
-    for layer in labels.get(source):
-        if axes(layer) != {1}:
-            labels.freeze(layer)
-    there = [layer.select(2, 0).select(0, 0) for layer in whole if axes(layer) == {1}]
-    here, there = _partnered(labels, here, there, 0), _partnered(labels, there, here, 0)
-    size = (source.shape[1],)
-    inner = labels.meet(size, [Operand(size, here, True), Operand(size, there, True)])
-    labels.set(out, [layer.narrow(1, 0, 1).select(0, 0).expand(out.shape) for layer in whole if axes(layer) == {2}])
+    shape = (source.shape[0], weight.shape[2], weight.shape[1])
+    by_row = _laid(labels, source, [0, 2], shape)
+    by_expert = [
+        place(whole.select(0, 0), [2, 1], shape)
+        for layer in labels.get(weight)
+        if (whole := labels.drop(layer, axes(layer) & {0}, "experts are picked by number")) is not None
+    ]
+    inner, passed = _apart(labels, labels.meet(shape, [by_row, Operand((1, *shape[1:]), by_expert)]), 2)
+    labels.set(out, [layer.select(-1, 0) for layer in passed])
     factors, constant = factors_of(labels.get(out), out.shape)
-    factors += [compact(layer) for layer in inner[:1]]
-    return labels.contractions.append(Contraction(op.index, constant * (1 if inner else size[0]), factors))
+    lone, summed = factors_of([layer[0, 0] for layer in inner], shape[2:])
+    return labels.contractions.append(Contraction(op.index, constant * summed, factors + lone))
+
+
+def _crossed(layers: list[Tensor]) -> list[Tensor]:
+    """Of layers on one axis: each one's own slots where they cross like rows and columns, else the first."""
+    if len(layers) > 1:
+        own = [torch.unique(layer) for layer in layers]
+        if math.prod(len(slots) for slots in own) == layers[0].numel():
+            return own
+    return layers[:1]
 
 
 @rule("mv", "dot", "vdot", "addmv", "ger", "outer", "addr", "linalg_vecdot")
@@ -160,6 +161,8 @@ def vectors(labels: Labels, op: Op) -> None:
         return labels.set(out, [])
     matrix, vector = refs
     labels.statistic(op)
+    factors, constant = factors_of(labels.get(matrix), matrix.shape)
+    labels.contractions.append(Contraction(op.index, constant, factors))
     inner = labels.operand(vector)
     rows = []
     for layer in labels.get(matrix):
@@ -169,3 +172,37 @@ def vectors(labels: Labels, op: Op) -> None:
         else:
             labels.meet(vector.shape, [Operand(vector.shape, [layer.select(0, 0)]), inner])
     return labels.set(out, rows)
+
+
+@rule("_trilinear")
+def trilinear(labels: Labels, op: Op) -> None:
+    """Three factors, each without some axes, meet; axes that are summed over disappear (``nn.Bilinear``)."""
+    factors, lacking = op.args[:3], op.args[3:6]
+    summed = sorted(op.args[6])
+    rank = len(factors[0].shape) + len(lacking[0])
+    size = [1] * rank
+    operands = []
+    for ref, absent in zip(factors, lacking, strict=True):
+        own = [d for d in range(rank) if d not in absent]
+        for d, extent in zip(own, ref.shape, strict=True):
+            size[d] = max(size[d], extent)
+        operands.append((ref, own))
+    laid = [
+        Operand(
+            tuple(ref.shape[own.index(d)] if d in own else 1 for d in range(rank)),
+            [place(layer, own, size) for layer in labels.get(ref)],
+        )
+        for ref, own in operands
+    ]
+    layers = labels.meet(size, laid)
+    out: Ref = op.out
+    kept = [d for d in range(rank) if d not in summed]
+    labels.set(out, [_only(layer, kept) for layer in layers if axes(layer).isdisjoint(summed)])
+    factor_layers, constant = factors_of(layers, tuple(size))
+    labels.contractions.append(Contraction(op.index, constant, factor_layers))
+
+
+def _only(layer: Tensor, kept: list[int]) -> Tensor:
+    for axis in sorted(set(range(layer.ndim)) - set(kept), reverse=True):
+        layer = layer.select(axis, 0)
+    return layer

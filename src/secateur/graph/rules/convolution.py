@@ -31,7 +31,11 @@ def convolution(labels: Labels, op: Op) -> None:
     transposed, groups = bool(op.args[6]), int(op.args[8])
     inputs = _channels_of(labels, source)
     ins, outs = _weight_slots(labels, weight, transposed, groups)
+    if ins is None and outs is not None and groups > 1 and inputs is not None and inputs.numel() == groups:
+        ins = inputs.reshape(groups, 1)  # depthwise with a computed weight: its only column carries no label
     _meet_input(labels, inputs, ins, groups)
+    if ins is None and outs is not None and groups > 1 and outs.shape[1] == 1:
+        labels.freeze(outs, "its group's input cannot be narrowed")
     if groups > 1:
         _keep_groups_equal(labels, ins, outs)
     if isinstance(bias, Ref):
@@ -116,8 +120,7 @@ def _meet_input(labels: Labels, inputs: Tensor | None, ins: Tensor | None, group
         if ins is not None:
             labels.freeze(ins, "the input cannot be narrowed")
     elif ins is None:
-        if inputs.numel() > groups or groups == 1:
-            labels.freeze(inputs, "the weight cannot be narrowed")
+        labels.freeze(inputs, "the weight cannot be narrowed")
     else:
         labels.tie(inputs.reshape(ins.shape), ins)
 

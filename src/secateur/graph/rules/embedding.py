@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..labels import Labels, axes, place
 from ..tape import Op, Ref
 from ._table import rule
+from .indexing import freeze_positions
 
 
 @rule("embedding", "_embedding_bag", "_embedding_bag_forward_only", "embedding_renorm")
@@ -12,6 +13,7 @@ def looked_up(labels: Labels, op: Op) -> None:
     """Rows are looked up by number, so none can go; columns are the channels of the result."""
     table: Ref = op.args[0]
     out: Ref = op.outs()[0]
+    freeze_positions(labels, op.refs()[1:])
     result = []
     for layer in labels.get(table):
         varying = axes(layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -11,12 +12,21 @@ from ..tape import Op, Ref
 from ._table import rule
 
 
+def freeze_positions(labels: Labels, refs: Iterable[Any]) -> None:
+    """Freeze tensors that hold positions: what they name is not renumbered."""
+    for ref in refs:
+        if isinstance(ref, Ref):
+            for layer in labels.get(ref):
+                labels.freeze(layer, "it holds positions")
+
+
 @rule("index", "_unsafe_index")
 def picked(labels: Labels, op: Op) -> None:
     """``x[i, :, j]``: the index tensors' axes replace the indexed ones (in place if neighbours, else in front)."""
     source: Ref = op.args[0]
     out: Ref = op.out
     indices: list[Any] = list(op.args[1])
+    freeze_positions(labels, indices)
     indexed = [d for d, i in enumerate(indices) if isinstance(i, Ref)]
     rest = [d for d in range(len(source.shape)) if d not in indexed]
     fresh = len(out.shape) - len(rest)
@@ -41,6 +51,7 @@ def selected(labels: Labels, op: Op) -> None:
     source: Ref = op.args[0]
     out: Ref = op.out
     axis = (op.args[1] if isinstance(op.args[1], int) else 0) % max(len(source.shape), 1)
+    freeze_positions(labels, op.refs()[1:])
     result = []
     for layer in labels.get(source):
         gone = axes(layer) & {axis}
@@ -68,6 +79,7 @@ def put(labels: Labels, op: Op) -> None:
     out: Ref = op.outs()[0]
     indices = list(op.args[1])
     values: Ref = op.args[2]
+    freeze_positions(labels, indices)
     indexed = {d for d, i in enumerate(indices) if isinstance(i, Ref)}
     leading = indexed == set(range(len(indexed)))
     rest = len(source.shape) - len(indexed)
@@ -122,6 +134,7 @@ def scattered(labels: Labels, op: Op) -> None:
     axis_arg = op.args[2] if op.name in ("slice_scatter", "select_scatter") else op.args[1]
     axis = (axis_arg if isinstance(axis_arg, int) else 0) % max(len(source.shape), 1)
     others = [ref for ref in op.refs()[1:] if len(ref.shape) == len(source.shape) and ref.dtype == source.dtype]
+    freeze_positions(labels, [ref for ref in op.refs()[1:] if ref not in others])
     operands = []
     for ref in [source, *others]:
         kept = []

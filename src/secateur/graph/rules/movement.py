@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..labels import Labels, axes, compact, reshaped
+from ..labels import Labels, along, axes, compact, reshaped
 from ..tape import Op, Ref
 from ._table import rule
 
@@ -27,7 +27,6 @@ def _replayed(op: Op, layer: Tensor) -> Any:
     "t",
     "unsqueeze",
     "squeeze",
-    "expand",
     "swapaxes",
     "movedim",
     "numpy_T",
@@ -44,6 +43,18 @@ def strided(labels: Labels, op: Op) -> None:
         else:
             labels.freeze(layer)
     labels.set(out, result)
+
+
+@rule("expand", "broadcast_to")
+def expanded(labels: Labels, op: Op) -> None:
+    """One value repeated along an axis: channels of their own, as many as what they will meet."""
+    strided(labels, op)
+    source, out = op.args[0], op.outs()[0]
+    if labels.is_uniform(source):
+        return
+    lead = len(out.shape) - len(source.shape)
+    made = [d for d, size in enumerate(out.shape) if size > 1 and (d < lead or source.shape[d - lead] == 1)]
+    labels.set(out, [*labels.get(out), *(along(labels.new(out.shape[d]), d, out.shape) for d in made)])
 
 
 @rule("diagonal", "unfold")
@@ -69,11 +80,14 @@ def part(labels: Labels, op: Op) -> None:
     out: Ref = op.out
     _alias(labels, op)
     axis = (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % len(source.shape)
+    is_weight = labels.is_weight(source)
     result = []
     for layer in labels.get(source):
         moved = _replayed(op, layer)
+        if is_weight and axis in axes(layer):
+            labels.unread.append(compact(layer).reshape(-1).numpy())
         if not axes(moved):
-            labels.freeze(moved, "one channel is picked by number")
+            labels.freeze(_counted(op, layer, axis), "one channel is picked by number")
             continue
         if axis in axes(layer) and op.name == "slice" and len(op.args) > 4 and op.args[4] != 1:
             labels.freeze(layer, "every n-th channel is picked")
@@ -82,6 +96,13 @@ def part(labels: Labels, op: Op) -> None:
             _equal_parts(labels, layer, axis, out.shape[axis])
         result.append(moved)
     labels.set(out, result)
+
+
+def _counted(op: Op, layer: Tensor, axis: int) -> Tensor:
+    """The places of an axis up to the one that is picked by its number (from the end, if that is negative)."""
+    width, number = layer.shape[axis], op.args[2] if len(op.args) > 2 else 0
+    number = number or 0
+    return layer.narrow(axis, width + number, -number) if number < 0 else layer.narrow(axis, 0, number + 1)
 
 
 def _equal_parts(labels: Labels, layer: Tensor, axis: int, size: int) -> None:
@@ -213,7 +234,8 @@ def rearranged(labels: Labels, op: Op) -> None:
         if varying.isdisjoint(moved) and not flat:
             result.append(layer)
         elif op.name == "roll":  # fewer channels would wrap round at another place
-            labels.freeze(layer, "channels are rolled")
+            left = labels.drop(layer, varying if flat else varying & moved, "channels are rolled")
+            result += [] if left is None else [left]
         else:
             result.append(_restride(_replayed(op, layer), varying))
     labels.set(op.out, result)
@@ -335,6 +357,9 @@ def shuffled(labels: Labels, op: Op) -> None:
             if layer_or_none is None:
                 continue
             layer = layer_or_none
+        if "channel_shuffle" in op.name:
+            block = layer.unflatten(1, (op.args[1], -1))
+            labels.tie(block.narrow(1, 0, 1).expand(block.shape), block)
         moved = _replayed(op, layer)
         if op.name == "pixel_shuffle":
             moved = labels.collapse(moved, [moved.ndim - 1, moved.ndim - 2])

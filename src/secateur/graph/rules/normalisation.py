@@ -43,7 +43,13 @@ def batch_norm(labels: Labels, op: Op) -> None:
             if axes(layer) - {1}:  # standardised weights: the batch axes are labelled
                 labels.statistic(op)
                 break
-    labels.set(out, labels.meet(out.shape, operands))
+    layers = labels.meet(out.shape, operands)
+    labels.set(out, layers)
+    for ref in op.outs()[1:]:  # mean and inverse deviation of each channel
+        if ref.shape == (source.shape[1],):
+            labels.set(
+                ref, [layer.select(0, 0).reshape(ref.shape[0], -1)[:, 0] for layer in layers if axes(layer) == {1}]
+            )
 
 
 def _takes_batch_statistics(op: Op) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..labels import Labels, compact
+from ..labels import Labels, axes, compact
 from ..tape import Op, Ref
 from ._table import rule
 
@@ -68,8 +68,6 @@ def _written_view(labels: Labels, op: Op, refs: list[Ref]) -> None:
     "logit",
     "polar",
     "complex",
-    "view_as_real",
-    "view_as_complex",
     "nan_to_num",
     "angle",
     "_softmax_backward_data",
@@ -172,3 +170,16 @@ def observed(labels: Labels, op: Op) -> None:
         for ref in op.refs():
             for layer in labels.get(ref):
                 labels.freeze(layer, "a number is read off it")
+
+
+@rule("view_as_real", "view_as_complex")
+def as_parts(labels: Labels, op: Op) -> None:
+    """Complex numbers as pairs of real ones on a last axis, and back; the pair itself cannot be cut."""
+    source: Ref = op.args[0]
+    out: Ref = op.out
+    labels.view_of[out.number] = source.number
+    if op.name == "view_as_real":
+        return labels.set(out, [layer.unsqueeze(-1).expand(out.shape) for layer in labels.get(source)])
+    last = len(source.shape) - 1
+    kept = [labels.drop(k, [last], "real and imaginary part") if last in axes(k) else k for k in labels.get(source)]
+    return labels.set(out, [layer.select(-1, 0) for layer in kept if layer is not None])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..labels import Labels, axes
+from ..labels import Labels, axes, compact
 from ..tape import Op, Ref
 from ._table import rule
 
@@ -119,3 +119,17 @@ def _fit(layer: Tensor, gone: frozenset[int], shape: tuple[int, ...]) -> Tensor 
     for axis in sorted(gone, reverse=True):
         thin = thin.narrow(axis, 0, 1) if len(shape) == layer.ndim else thin.select(axis, 0)
     return thin.expand(shape)
+
+
+@rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
+def transformed(labels: Labels, op: Op) -> None:
+    """Fourier transforms mix the positions along some axes: channels there cannot be cut, the others pass."""
+    source: Ref = op.args[0]
+    out: Ref = op.out
+    mixed = frozenset(d % len(source.shape) for d in op.args[1])
+    kept = []
+    for layer in labels.get(source):
+        left = labels.drop(layer, axes(layer) & mixed, "positions are mixed") if axes(layer) & mixed else layer
+        if left is not None:
+            kept.append(compact(left).expand(out.shape))
+    labels.set(out, kept)

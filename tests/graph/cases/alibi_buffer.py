@@ -1,0 +1,23 @@
+"""Slopes for each head in a buffer are cut with the heads."""
+
+import torch
+from torch import nn
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(5, 12), nn.Linear(5, 12), nn.Linear(5, 12)
+        self.proj = nn.Linear(12, 2)
+        self.register_buffer("slopes", torch.empty(4, 1, 1))
+
+    def forward(self, x):
+        q, k, v = (f(x).unflatten(-1, (-1, 3)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        distance = torch.arange(x.shape[1])[None] - torch.arange(x.shape[1])[:, None]
+        scores = q @ k.transpose(-2, -1) + self.slopes * distance.abs()
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+example = (2, 6, 5)
+groups = [{"q:out", "k:out", "v:out", "proj:in", "slopes:0"}]
+widths = [4]
