@@ -34,7 +34,6 @@ SIZED = (  # operations that are called with sizes
 ).split()
 
 
-
 @dataclass(frozen=True)
 class Holder:
     """An attribute that may have to change: where it is and what it holds."""
@@ -63,7 +62,7 @@ def repair_(
     changes += without_nested_tensors_(small, swapped)
     if not cuts:
         return changes, swapped
-    wanted = wanted_sizes(graph, alive)))
+    wanted = wanted_sizes(graph, alive)
     repair = _Repair(small, graph, alive, wanted, tuple(swapped))
     repair.run()
     return [*changes, *repair.changes()], swapped
