@@ -193,7 +193,23 @@ def eligible(problem: Problem, residual: str) -> list[str]:
 
 
 def projection(graph: ChannelGraph, group: ChannelGroup) -> Member | None:
-    """Return the 1x1 convolution that projects into a residual stream beside larger filters, if there is one."""
+    """Return the 1x1 convolution that projects into a residual stream, if there is one.
+
+    It is told from other 1x1 makers of the stream (a stem, the last layer of a bottleneck) by what it reads: the same
+    tensor, pooled or not, that another convolution reads, the first of the branch beside it.
+    """
     makers = [m for m in producers(graph, group) if len(graph.shapes[m.tensor]) > 2]
     points = [m for m in makers if all(k == 1 for k in graph.shapes[m.tensor][2:])]
-    return points[0] if points and len(points) < len(makers) else None
+    if not points or len(makers) < 2:
+        return None
+    source: dict[int, int] = {}  # pooled tensor -> what was pooled
+    readers: dict[int, list[str]] = {}
+    for op in graph.tape.ops:
+        if "pool" in op.name:
+            number = op.refs()[0].number
+            source[op.outs()[0].number] = source.get(number, number)
+        if op.name == "convolution":
+            number = op.args[0].number
+            readers.setdefault(source.get(number, number), []).append(graph.tape.state.get(op.args[1].number, ""))
+    shared = {name for names in readers.values() if len(names) > 1 for name in names}
+    return next((m for m in points if m.tensor in shared), None)
