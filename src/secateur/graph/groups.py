@@ -359,12 +359,11 @@ def _settle(labels: Labels, component: Array, grid: Tensor, op_index: int) -> bo
 def _groups(
     labels: Labels, component: Array, modules: dict[str, nn.Module], is_parameter: dict[str, bool]
 ) -> dict[str, ChannelGroup]:
-    """Channels with the same footprint over (tensor, axis) and over every product are one group."""
+    """Channels with the same footprint over (tensor, axis), every product and every part of a split are one group."""
     places = [(name, k, compact(x)) for name, (_, ls) in labels.params.items() for k, x in enumerate(ls)]
     factors = {(f.data_ptr(), tuple(f.shape)): f for c in labels.contractions for f in c.factors}
-    arrays = [component[x.numpy().ravel()] for _, _, x in places] + [
-        component[f.numpy().ravel()] for f in factors.values()
-    ]
+    arrays = [component[x.numpy().ravel()] for _, _, x in places]
+    arrays += [component[x.numpy().ravel()] for x in (*factors.values(), *labels.parts)]
     count = int(component.max(initial=0)) + 1
     if not places:
         return {}

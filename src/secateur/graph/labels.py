@@ -198,6 +198,7 @@ class Labels:
         self.statistics: list[Statistic] = []
         self.contractions: list[Contraction] = []
         self.unknown: list[tuple[str, str]] = []
+        self.parts: list[Tensor] = []  # slots of each part of a split axis: other things may happen to each part
         self.unread: list[np.ndarray[Any, Any]] = []  # slots of weights beside the part that was sliced out
         self.frozen_why: list[tuple[np.ndarray[Any, Any], str]] = []
         self.op: Op | None = None

@@ -57,6 +57,7 @@ def _count_on_fake_tensors(model: nn.Module, args: tuple[Any, ...], kwargs: dict
 
 
 def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: FakeTensorMode | None = None) -> int:
+    model.requires_grad_(False)  # the counter follows gradients, and a view of a parameter has none to follow
     counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
     # fake tensors come after `evaluating`, which reads and restores real random states
     with _plain_kernels(), evaluating(model), mode or nullcontext(), counter:

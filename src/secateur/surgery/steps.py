@@ -1,4 +1,7 @@
-"""What a replay of the smaller model must show: the traced operations, with every size as the plan makes it.
+"""What a replay of the smaller model must show: the traced operations, on the same tensors, with the plan's sizes.
+
+Shapes alone would not tell a wrong attribute from a right one: an index into a list of features may happen to equal a
+width. So a step also says what it read and with which numbers it was called.
 
 How torch carries out an operation depends on memory layout (a reshape copies or not, a linear layer flattens or not)
 and on axes of size 1, and both may differ after a cut. So copies are left out, views have one name, and a composite
@@ -7,8 +10,8 @@ call (a linear layer, a matrix product, an einsum) is one step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +23,22 @@ from ..graph.labels import axes, compact
 from ..graph.tape import Op, Ref, Tape
 
 Array = np.ndarray[Any, Any]
+Shapes = list[tuple[int, ...] | None]
+Source = tuple[str, Any]
+
 COPIES = frozenset(("clone", "contiguous", "detach", "alias", "_to_copy", "lift_fresh", "lift_fresh_copy"))
 VIEWS = frozenset(("_unsafe_view", "_reshape_alias", "reshape", "_reshape_copy"))
-Shapes = list[tuple[int, ...] | None]
+SIZED = frozenset(  # called with sizes, which follow the plan; what they make is compared by shape
+    "view _unsafe_view reshape _reshape_alias _reshape_copy expand repeat tile split split_with_sizes unsafe_split "
+    "unsafe_split_with_sizes split_copy split_with_sizes_copy unflatten unfold as_strided slice narrow zeros ones full "
+    "empty new_zeros new_ones new_full new_empty empty_strided new_empty_strided arange linspace eye rand randn "
+    "constant_pad_nd native_layer_norm rms_norm _fused_rms_norm affine_grid_generator repeat_interleave "
+    "native_group_norm convolution channel_shuffle".split()
+)
+PARTLY_SIZED = {
+    "native_group_norm": slice(6, None),
+    "convolution": slice(3, 8),
+}  # what of the arguments does not follow
 
 
 @dataclass
@@ -34,16 +50,18 @@ class Step:
         module: path of the running module.
         index: of its last operation on the tape.
         shapes: of its results; None = any (a constant, whose size what it meets decides).
+        sources: where the tensors it read come from.
+        settings: what it was called with beside tensors and sizes.
         bounds: where a slice starts and ends.
-        scalars: numbers in element-wise arithmetic.
     """
 
     name: str
     module: str
     index: int
     shapes: Shapes
+    sources: tuple[Source, ...] = ()
+    settings: tuple[Any, ...] = ()
     bounds: tuple[int, int] | None = None
-    scalars: list[Any] = field(default_factory=list)
 
     def differs(self, known: Step) -> str | None:
         """Say how this step is not the expected one; None if it is."""
@@ -55,8 +73,10 @@ class Step:
             return f"{self.name} gave {_text(self.shapes)}, expected {_text(known.shapes)}"
         if known.bounds is not None and self.bounds != known.bounds:
             return f"it took places {self.bounds} of an axis, expected {known.bounds}"
-        if self.scalars != known.scalars:
-            return f"it computed with the numbers {self.scalars}, expected {known.scalars}: they follow a width"
+        if self.settings != known.settings:
+            return f"it computed with the numbers {self.settings}, expected {known.settings}: they follow a width"
+        if self.sources != known.sources:
+            return f"{self.name} read other tensors than in the original"
         return None
 
 
@@ -76,47 +96,98 @@ def results(op: Op) -> list[Ref]:
 
 def expected_steps(graph: ChannelGraph, alive: Array, skipped: Sequence[str]) -> list[Step]:
     """Return what a replay must show after a cut; modules in `skipped` are left out."""
-    made: list[tuple[Op, Step]] = []
+    reader = _Reader(graph.tape, skipped)
     for op, layers in zip(graph.tape.ops, graph.op_layers, strict=True):
-        if is_inside(op.module, skipped):
-            continue
         shapes: Shapes = [
             None if r.number in graph.labels.uniform else graph.shape_after(own, r.shape, alive) if own else r.shape
             for r, own in zip(results(op), layers, strict=False)
         ]
-        made.append((op, Step(op.name, op.module, op.index, shapes, _bounds_after(graph, op, alive), _scalars(op))))
-    return list(_canonical(made))
+        reader.read(op, shapes, _bounds_after(graph, op, alive))
+    return reader.steps
 
 
 def found_steps(tape: Tape, skipped: Sequence[str]) -> list[Step]:
     """Return what a replay did."""
-    made = [
-        (op, Step(op.name, op.module, op.index, [r.shape for r in results(op)], _bounds(op), _scalars(op)))
-        for op in tape.ops
-        if not is_inside(op.module, skipped)
-    ]
-    return list(_canonical(made))
+    reader = _Reader(tape, skipped)
+    for op in tape.ops:
+        reader.read(op, [r.shape for r in results(op)], _bounds(op))
+    return reader.steps
 
 
-def _canonical(made: list[tuple[Op, Step]]) -> Iterator[Step]:
-    pending: tuple[int, Step] | None = None
-    for op, step in made:
-        if pending is not None and op.call != pending[0]:
-            yield pending[1]
-            pending = None
-        if op.call:
-            pending = op.call, Step("call", step.module, step.index, step.shapes)
-        elif step.name not in COPIES:
-            step.name = "view" if step.name in VIEWS else step.name
-            yield step
-    if pending is not None:
-        yield pending[1]
+class _Reader:
+    """Turns operations into steps, and knows which step made each tensor."""
+
+    def __init__(self, tape: Tape, skipped: Sequence[str]) -> None:
+        self.state, self.skipped = tape.state, skipped
+        self.steps: list[Step] = []
+        self.maker: dict[int, Source] = {}
+        self.outside = 0
+        self.call = 0
+
+    def read(self, op: Op, shapes: Shapes, bounds: tuple[int, int] | None) -> None:
+        if is_inside(op.module, self.skipped):
+            self._made(op, ("module", next(m for m in self.skipped if is_inside(op.module, [m]))))
+        elif op.name in COPIES and not op.call:
+            self._made(op, self._source(op.refs()[0]) if op.refs() else ("made", len(self.steps)))
+        elif op.call and op.call == self.call:
+            self._go_on(op, shapes)
+        else:
+            self.call = op.call
+            name = "call" if op.call else "view" if op.name in VIEWS else op.name
+            settings = _numbers(op) if op.call else _settings(op)
+            step = Step(name, op.module, op.index, shapes, (), settings, None if op.call else bounds)
+            self.steps.append(step)
+            step.sources = tuple(self._source(ref) for ref in op.refs())
+            if op.call:
+                step.sources = tuple(sorted(set(step.sources), key=str))
+            self._made(op, ("step", len(self.steps)))
+
+    def _go_on(self, op: Op, shapes: Shapes) -> None:
+        """Another operation of the composite call that is the latest step."""
+        step, own = self.steps[-1], ("step", len(self.steps))
+        more = {self._source(ref) for ref in op.refs()} - {own}
+        step.sources = tuple(sorted({*step.sources, *more}, key=str))
+        step.settings = tuple(sorted({*step.settings, *_numbers(op)}))
+        step.index, step.shapes = op.index, shapes
+        self._made(op, own)
+
+    def _made(self, op: Op, source: Source) -> None:
+        for ref in op.outs():
+            self.maker[ref.number] = source
+
+    def _source(self, ref: Ref) -> Source:
+        found = self.maker.get(ref.number)
+        if found is None:
+            name = self.state.get(ref.number)
+            if name is None:
+                self.outside += 1
+            found = self.maker[ref.number] = ("state", name) if name is not None else ("outside", self.outside)
+        return found
 
 
-def _scalars(op: Op) -> list[Any]:
+def _numbers(op: Op) -> tuple[Any, ...]:
+    """Numbers in element-wise arithmetic."""
     if torch.Tag.pointwise not in op.func.tags:
-        return []
-    return [a for a in (*op.args, *op.kwargs.values()) if type(a) in (int, float, complex)]
+        return ()
+    return tuple(a for a in (*op.args, *op.kwargs.values()) if type(a) is float)
+
+
+def _settings(op: Op) -> tuple[Any, ...]:
+    args = op.args
+    if op.name in SIZED:
+        args = op.args[PARTLY_SIZED[op.name]] if op.name in PARTLY_SIZED else ()
+    values = (*args, *(value for key, value in op.kwargs.items() if op.name not in SIZED or key == "value"))
+    return tuple(plain for value in values if (plain := _plain(value)) is not None)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without tensors, dtypes and devices; None if nothing is left."""
+    if type(value) in (int, float, complex, bool, str):
+        return value
+    if isinstance(value, (list, tuple)):
+        inner = tuple(plain for item in value if (plain := _plain(item)) is not None)
+        return inner or None
+    return None
 
 
 def _bounds(op: Op) -> tuple[int, int] | None:

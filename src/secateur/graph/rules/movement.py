@@ -94,6 +94,7 @@ def part(labels: Labels, op: Op) -> None:
             continue
         if op.name != "select" and axis in axes(layer) and 1 < out.shape[axis] < source.shape[axis]:
             _equal_parts(labels, layer, axis, out.shape[axis])
+            labels.parts.append(compact(moved))
         result.append(moved)
     labels.set(out, result)
 
@@ -138,6 +139,7 @@ def parts(labels: Labels, op: Op) -> None:
         pieces = _replayed(op, layer)
         if axis in axes(layer) and op.name != "unbind":
             _keep_splittable(labels, op, pieces, axis)
+            labels.parts += [compact(piece) for piece in pieces]
         for result, piece in zip(results, pieces, strict=True):
             if axes(piece):
                 result.append(piece)
