@@ -13,6 +13,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $@
 
+demo: install
+	$(BIN)/python -m secateur.demo --out runs/demo
+
 test: install
 	$(BIN)/python -m pytest -q
 

@@ -85,7 +85,11 @@ def race(name: str, rounds: int) -> dict[str, Any]:
             run(model, x)
             seconds[side].append(time.perf_counter() - started)
     best = {side: min(times) for side, times in seconds.items()}
-    return {"name": name, **{f"{k}_s": round(v, 3) for k, v in best.items()}, "ours_over_theirs": best["ours"] / best["theirs"]}
+    return {
+        "name": name,
+        **{f"{k}_s": round(v, 3) for k, v in best.items()},
+        "ours_over_theirs": best["ours"] / best["theirs"],
+    }
 
 
 def alone(name: str, rounds: int) -> dict[str, Any]:
@@ -139,7 +143,9 @@ def wide_mlp() -> tuple[nn.Module, Any]:
     width = 16384
     with torch.device("meta"):
         layers = [nn.Linear(width, width) for _ in range(4)]
-    return nn.Sequential(*[m for layer in layers for m in (layer, nn.ReLU())], nn.Identity()).eval(), torch.zeros(1, width)
+    return nn.Sequential(*[m for layer in layers for m in (layer, nn.ReLU())], nn.Identity()).eval(), torch.zeros(
+        1, width
+    )
 
 
 GROWTH = {"llama_3_8b (meta)": llama_3_8b, "mlp_4x16384": wide_mlp, "densenet201": lambda: build("densenet201")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import subprocess
@@ -255,6 +256,24 @@ def test_groups_reads_a_users_file(tiny):
     assert [group["width"] for group in found["groups"]] == [8, 6]
 
 
+@pytest.mark.parametrize(
+    ("name", "channels"), [("timm:resnet18.a1_in1k", 3), ("torchvision:squeezenet1_1", 3), ("resnet20", 1)]
+)
+def test_groups_knows_what_models_of_libraries_take(name, channels):
+    shape = () if channels == 3 else ("--input-shape", f"{channels}x16x16")
+    found = facts("groups", name, *shape)
+    assert found["macs"] > 1e6
+    assert found["without_a_rule"] == []
+
+
+def test_groups_reads_a_language_model(tmp_path):
+    config = {"model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 30, "num_hidden_layers": 1}
+    sizes = {"hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 32}
+    (tmp_path / "config.json").write_text(json.dumps(config | sizes))
+    found = facts("groups", f"hf:{tmp_path}")
+    assert 24 in [group["width"] for group in found["groups"]]
+
+
 # ---------------------------------------------------------------- train
 
 
@@ -359,6 +378,19 @@ def test_prune_heeds_method_settings_limits_and_seed(tiny):
     one, same, other = (facts(*base, "--set", "allocation=global", "--seed", seed)["widths"] for seed in (1, 1, 2))
     assert one == same
     assert one != other
+
+
+def test_prune_repairs_without_data_where_that_can_be(tiny):
+    base = ("prune", tiny, "--input-shape", "1x8x8", "--remove", 0.5)
+    assert facts(*base, "--repair", "fold")["after"] == facts(*base)["after"]
+
+
+def test_a_dry_run_uses_the_brief_settings_of_a_method_that_trains(tiny, monkeypatch):
+    entry = dataclasses.replace(CATALOGUE["l1_filter"], brief={"residual": "skip", "selection": "greedy"})
+    monkeypatch.setitem(CATALOGUE, "l1_filter", entry)
+    base = ("prune", tiny, "--input-shape", "1x8x8", "--remove", 0.5, "--set", "residual=prune")
+    assert facts(*base, "--dry-run")["settings"] == {"residual": "prune", "selection": "greedy"}
+    assert facts(*base)["settings"] == {"residual": "prune"}
 
 
 def test_a_model_in_which_nothing_can_go_is_an_error(tiny):

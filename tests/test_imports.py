@@ -28,10 +28,10 @@ LINES = (
     ("prune", "iterate"),
     ("compare",),
     ("report",),
-    ("cli",),
+    ("cli", "demo"),
 )
 BRANCH = ("models", "data")
-BRANCH_OFF, BRANCH_USERS = "train", ("prune", "iterate", "compare", "report", "cli")
+BRANCH_OFF, BRANCH_USERS = "train", ("prune", "iterate", "compare", "report", "cli", "demo")
 
 HEAVY = ("accelerate", "altair", "datasets", "PIL", "pandas", "ray", "rich", "sklearn", "stable_baselines3", "timm")
 HEAVY += ("torchmetrics", "torchvision", "transformers", "typer")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .graph import ChannelGraph as ChannelGraph
     from .graph import ChannelGroup as ChannelGroup
     from .graph import trace as trace
+    from .iterate import IterativeResult as IterativeResult
+    from .iterate import prune_iteratively as prune_iteratively
     from .methods.sensitivity import SensitivityCurves as SensitivityCurves
     from .methods.sensitivity import sensitivity as sensitivity
     from .plan import Plan as Plan
@@ -31,6 +33,7 @@ _HOMES = {  # name -> the module that has it
     "Budget": "budget",
     "ChannelGraph": "graph",
     "ChannelGroup": "graph",
+    "IterativeResult": "iterate",
     "Limits": "budget",
     "Plan": "plan",
     "PruneResult": "prune",
@@ -39,6 +42,7 @@ _HOMES = {  # name -> the module that has it
     "load": "store",
     "mask": "surgery.mask",
     "prune": "prune",
+    "prune_iteratively": "iterate",
     "save": "store",
     "sensitivity": "methods.sensitivity",
     "shrink": "surgery.shrink",
@@ -50,6 +54,7 @@ __all__ = [
     "Budget",
     "ChannelGraph",
     "ChannelGroup",
+    "IterativeResult",
     "Limits",
     "Plan",
     "PruneResult",
@@ -59,6 +64,7 @@ __all__ = [
     "mask",
     "methods",
     "prune",
+    "prune_iteratively",
     "save",
     "sensitivity",
     "shrink",

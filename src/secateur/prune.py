@@ -125,8 +125,6 @@ def prune(
     limits = _limits(limits, protect, min_keep, round_to)
     chosen = _method(method)
     repairs = _repairs(repair, data, task)
-    if not isinstance(budget, Budget):
-        raise BudgetError(f"budget={budget!r}: expected Budget(remove=0.5, of='macs') or the like.")
     example, named = as_args(args), dict(kwargs or {})
     graph = graph if graph is not None else trace(model, example, named)
     _check_model(model, graph, check=check)
@@ -139,21 +137,23 @@ def prune(
     if "batchnorm" in repairs and data is not None and task is not None:
         reestimate_batchnorm_(small, data, task)
     result = PruneResult(small, plan, graph, budget, graph.costs(), graph.costs(plan), verification, cut.decision)
-    annotate_(small, _details(result, method if isinstance(method, str) else type(method).__name__, chosen))
+    note_origin_(result, method)
     return result
 
 
-def _details(result: PruneResult, name: str, method: Method) -> Details:
-    """What `secateur.save` writes down of how a model came about."""
+def note_origin_(result: PruneResult, chosen: str | Method) -> None:
+    """Note on the smaller model, in place, how it came about; `secateur.save` writes it down."""
+    method = _method(chosen)
     names: list[str] = [f.name for f in dataclasses.fields(method)] if is_dataclass(method) else []
     settings = {key: getattr(method, key) for key in names}
     verification = result.verification
-    return Details(
-        method=name,
+    details = Details(
+        method=chosen if isinstance(chosen, str) else type(chosen).__name__,
         settings={key: value if type(value) in (bool, int, str) else repr(value) for key, value in settings.items()},
         budget=BudgetNote(remove=result.budget.remove, of=result.budget.of, removed=result.removed),
         verification_error=None if verification is None else verification.max_relative_error,
     )
+    annotate_(result.model, details)
 
 
 @dataclass(frozen=True)

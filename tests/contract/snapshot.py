@@ -57,8 +57,10 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def _bits(tensor: Tensor) -> tuple[Any, ...]:
-    raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return tensor.dtype, str(tensor.device), tuple(tensor.shape), tensor.stride(), raw.numpy().tobytes()
+    kind = tensor.dtype, str(tensor.device), tuple(tensor.shape), tensor.stride()
+    if tensor.device.type == "meta":
+        return kind
+    return *kind, tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 @contextmanager

@@ -15,11 +15,18 @@ def check_free(out: str) -> Path:
     """Return the folder to write as a path, before any work is done for it.
 
     Raises:
-        StoreError: there is something of that name.
+        StoreError: there is something of that name, or nothing can be written there.
     """
     target = Path(out).expanduser()
-    if target.exists() or target.is_symlink():
+    try:
+        is_taken = target.exists() or target.is_symlink()
+        above = next(folder for folder in target.absolute().parents if folder.exists())
+    except OSError as error:
+        raise StoreError(f"--out {out} cannot be written ({error}). Name a folder that can.") from error
+    if is_taken:
         raise StoreError(f"--out {out}: it exists already, and nothing is overwritten. Name another, or remove it.")
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise StoreError(f"--out {out} cannot be written: {above} is no folder that you may write to. Name another.")
     return target
 
 

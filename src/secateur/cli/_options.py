@@ -66,7 +66,7 @@ Repair = Annotated[
     list[str] | None,
     typer.Option(
         "--repair",
-        help="What to mend on data after the cut, may be repeated; none for nothing. [the library's own choice]",
+        help="fold or batchnorm, may be repeated; none for neither. [batchnorm where there is data]",
         metavar="NAME",
     ),
 ]

@@ -74,6 +74,11 @@ class Request:
         )
 
 
+def brief(method: str) -> dict[str, Any]:
+    """Return settings with which a method that trains is soon through, as a dry run needs it."""
+    return dict(find(method).brief)
+
+
 def _made(entry: Any, settings: Mapping[str, Any]) -> Any:
     try:
         return entry.make(**settings)

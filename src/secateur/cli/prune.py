@@ -90,7 +90,7 @@ def prune(
     with session(as_json=as_json, verbose=verbose, quiet=quiet, threads=threads) as run:
         from ..budget import Budget, Limits
         from ._folder import check_free
-        from ._pruning import Request, repairs
+        from ._pruning import Request, brief, repairs
         from ._source import Source, changed, recipe_for
 
         source = Source(model, weights, pretrained, image, classes, data, hold_out, device, seed)
@@ -101,6 +101,7 @@ def prune(
         if tuning is not None:
             source.needed_data("--finetune")
         size = batch_size or base.batch_size or 128
+        chosen = brief(method) | chosen if dry_run else chosen
         request = Request(source, method, chosen, budget, limits, repairs(repair), size)
         _run(run, request, tuning, target, dry_run=dry_run)
 

@@ -35,6 +35,8 @@ from ._session import session
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import nn
+
     from ..methods.sensitivity import SensitivityCurves
     from ._source import Source
 
@@ -92,7 +94,7 @@ def sensitivity(
         target, scorer = check_free(out), find(method).make(**chosen)
         held_out, built = source.validation("a sensitivity analysis"), source.model()
         if dry_run:
-            facts = _intended(source, group, fractions, target)
+            facts = _intended(source, built, group, fractions) | {"out": str(target), "dry_run": True}
             run.result(_said(facts), facts)
             return
         curves = analyse(
@@ -119,19 +121,17 @@ def _fractions(text: str) -> tuple[float, ...]:
         raise typer.BadParameter(f"{text!r} is no list of fractions, e.g. 0.25,0.5.", param_hint="--removes") from None
 
 
-def _intended(source: Source, groups: list[str] | None, fractions: tuple[float, ...], target: Path) -> dict[str, Any]:
+def _intended(
+    source: Source, model: nn.Module, groups: list[str] | None, fractions: tuple[float, ...]
+) -> dict[str, Any]:
     from ..graph import trace
 
-    built = source.model()
-    graph = trace(built, source.example(built))
     return {
         "model": source.name,
         "data": source.data_name,
         "images": len(source.training("a sensitivity analysis").test_labels),
-        "groups": groups or list(graph.groups),
+        "groups": groups or list(trace(model, source.example(model)).groups),
         "removes": list(fractions),
-        "out": str(target),
-        "dry_run": True,
     }
 
 

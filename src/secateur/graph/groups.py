@@ -135,6 +135,8 @@ class ChannelGraph:
         """Raise `PlanError` if the plan names a group that this graph lacks, or one of another width."""
         for name in plan:
             group = self.groups.get(name)
+            if name in self.rigid and plan.removed(name):
+                raise PlanError(f"the plan cuts {name!r}, which has to stay whole: {self.rigid[name]}")
             if group is None:
                 near = did_you_mean(name, self.groups)
                 hint = f"; nearest: {', '.join(near)}" if near else ""

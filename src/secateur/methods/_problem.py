@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..budget import Budget, Limits
-from ..errors import MethodError, NothingToPrune
+from ..errors import BudgetError, MethodError, NothingToPrune
 from ..graph.groups import ChannelGraph
 from ..plan import Plan
 from ..train.task import Task
@@ -30,6 +30,9 @@ class Problem:
         data: batches for methods that need data; re-iterable.
         task: how to read a batch; needed with `data`.
         seed: makes everything random repeatable.
+
+    Raises:
+        BudgetError: the budget is no `Budget`.
     """
 
     model: nn.Module
@@ -41,6 +44,10 @@ class Problem:
     data: Iterable[Any] | None = None
     task: Task | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.budget, Budget):
+            raise BudgetError(f"budget={self.budget!r}: expected Budget(remove=0.5, of='macs') or the like.")
 
     def free_groups(self) -> list[str]:
         """Names of the groups that may lose channels: not protected, wide enough for the limits.
@@ -71,7 +78,12 @@ class Problem:
                     f"parameter {name!r} is {tensor.dtype}: only real floating-point weights can be pruned. "
                     f"Convert it, or protect its channels: protect=[{group!r}]."
                 )
-            if tensor is not None and tensor.device.type != "meta" and not bool(torch.isfinite(tensor.detach().sum(dtype=torch.float64))):
+            if (
+                tensor is not None
+                and tensor.device.type != "meta"
+                and tensor.numel()
+                and not all(bool(end.isfinite()) for end in torch.aminmax(tensor.detach()))
+            ):
                 raise MethodError(
                     f"{'buffer' if name in buffers else 'parameter'} {name!r} holds NaN or infinite values: "
                     "nothing can be scored. Repair it first."

@@ -29,7 +29,9 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     return torch.argsort(scores, stable=True)[:count]
 
 
-def per_channel(graph: ChannelGraph, group: ChannelGroup, member: Member, values: Tensor) -> Tensor:
+def per_channel(
+    graph: ChannelGraph, group: ChannelGroup, member: Member, values: Tensor, *, absolute: bool = False
+) -> Tensor:
     """Sum a tensor's elements over everything that belongs to one channel of a group.
 
     Args:
@@ -37,6 +39,7 @@ def per_channel(graph: ChannelGraph, group: ChannelGroup, member: Member, values
         group: whose channels.
         member: the axis of the tensor that the group runs along.
         values: one number per element, in the shape of ``member.tensor``.
+        absolute: sum absolute values.
 
     Returns:
         (width,) sums in float64, in the order of the group's channels.
@@ -53,10 +56,20 @@ def per_channel(graph: ChannelGraph, group: ChannelGroup, member: Member, values
         if max(varying, default=-1) != member.axis:
             continue
         rest = [d for d in range(values.ndim) if d not in varying]
-        sums = values.detach().sum(dim=rest, dtype=torch.float64) if rest else values.detach().double()
+        sums = _sums(values.detach(), rest, absolute)
         where = position[graph.component[compact(layer).numpy().reshape(sums.shape)]]
         total += np.bincount(where[where >= 0], weights=sums.cpu().numpy()[where >= 0], minlength=group.width)
     return torch.from_numpy(total)
+
+
+def _sums(values: Tensor, over: list[int], absolute: bool) -> Tensor:
+    """Sum over some axes, in float32 or better, without a temporary of the tensor's size."""
+    dtype = torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else None
+    if absolute:
+        found = torch.linalg.vector_norm(values, 1, dim=over, dtype=dtype) if over else values.abs()
+    else:
+        found = values.sum(dim=over, dtype=dtype) if over else values
+    return found.double()
 
 
 def producers(graph: ChannelGraph, group: ChannelGroup) -> list[Member]:
@@ -180,7 +193,23 @@ def eligible(problem: Problem, residual: str) -> list[str]:
 
 
 def projection(graph: ChannelGraph, group: ChannelGroup) -> Member | None:
-    """Return the 1x1 convolution that projects into a residual stream beside larger filters, if there is one."""
+    """Return the 1x1 convolution that projects into a residual stream, if there is one.
+
+    It is told from other 1x1 makers of the stream (a stem, the last layer of a bottleneck) by what it reads: the same
+    tensor, pooled or not, that another convolution reads, the first of the branch beside it.
+    """
     makers = [m for m in producers(graph, group) if len(graph.shapes[m.tensor]) > 2]
     points = [m for m in makers if all(k == 1 for k in graph.shapes[m.tensor][2:])]
-    return points[0] if points and len(points) < len(makers) else None
+    if not points or len(makers) < 2:
+        return None
+    source: dict[int, int] = {}  # pooled tensor -> what was pooled
+    readers: dict[int, list[str]] = {}
+    for op in graph.tape.ops:
+        if "pool" in op.name:
+            number = op.refs()[0].number
+            source[op.outs()[0].number] = source.get(number, number)
+        if op.name == "convolution":
+            number = op.args[0].number
+            readers.setdefault(source.get(number, number), []).append(graph.tape.state.get(op.args[1].number, ""))
+    shared = {name for names in readers.values() if len(names) > 1 for name in names}
+    return next((m for m in points if m.tensor in shared), None)

@@ -91,7 +91,7 @@ class L1Filter:
         names = eligible(problem, self.residual)
         problem.check_weights(names)
         made = {m.tensor for name in names for m in producers(problem.graph, problem.graph.groups[name])}
-        weights = {name: p.detach().abs() for name, p in problem.model.named_parameters() if name in made}
+        weights = {name: p.detach() for name, p in problem.model.named_parameters() if name in made}
         if self.selection == "greedy":
             return self._greedy(problem, names, weights)
         scores = {n: self._scores(problem.graph, problem.graph.groups[n], weights) for n in names}
@@ -116,7 +116,7 @@ class L1Filter:
         total = torch.zeros(group.width, dtype=torch.float64)
         for member in makers:
             if member.tensor in weights:
-                total += per_channel(graph, group, member, weights[member.tensor])
+                total += per_channel(graph, group, member, weights[member.tensor], absolute=True)
         return total
 
 

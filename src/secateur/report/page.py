@@ -1,0 +1,136 @@
+"""Write tables and charts as one HTML page that opens anywhere: nothing is fetched, scripts and pictures are in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..errors import StoreError
+from ..extras import require
+
+PURPOSE = "a report with charts"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of a row names the row.
+
+    Attributes:
+        caption: what it shows, in a sentence.
+        columns: headings, the row names' first.
+        rows: cells as text, as many as columns in each.
+        note: what a reader has to know to read it right.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if odd := [row for row in self.rows if len(row) != len(self.columns)]:
+            raise ValueError(f"a row of {len(odd[0])} cells in a table of {len(self.columns)} columns: {odd[0]}.")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart.
+
+    Attributes:
+        specification: in Vega-Lite.
+        description: what it shows, for those who cannot see it.
+        caption: printed below it.
+    """
+
+    specification: Mapping[str, Any]
+    description: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page under a heading."""
+
+    heading: str
+    paragraphs: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    charts: Sequence[Chart] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page.
+
+    Attributes:
+        title: of the page.
+        summary: what was found, in sentences.
+        sections: in order.
+        facts: name -> value: how it came about, at the foot of the page.
+    """
+
+    title: str
+    summary: Sequence[str]
+    sections: Sequence[Section]
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def render(page: Page) -> str:
+    """Return the page as HTML.
+
+    Raises:
+        MissingExtra: it has charts, and vl-convert-python is not installed: ``pip install "secateur[report]"``.
+    """
+    charts = [chart for section in page.sections for chart in section.charts]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["id"] = id
+    template = environment.get_template("page.html")
+    return template.render(
+        page=page,
+        pictures={id(chart): _picture(chart) for chart in charts},
+        script=_script() if charts else "",
+    )
+
+
+def write_page(page: Page, path: str | os.PathLike[str]) -> None:
+    """Write the page as HTML; an existing file is replaced in one step.
+
+    Raises:
+        MissingExtra: see `render`.
+        StoreError: the file cannot be written.
+    """
+    target = Path(path)
+    text = render(page)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(target)
+    except OSError as error:
+        raise StoreError(f"the report cannot be written to {target} ({error}). Name another place.") from error
+    finally:
+        if partial.exists():
+            partial.unlink()
+
+
+def _picture(chart: Chart) -> Markup:
+    vl_convert = require("vl_convert", extra="report", purpose=PURPOSE)
+    return Markup(vl_convert.vegalite_to_svg(dict(chart.specification)))
+
+
+def _script() -> Markup:
+    """Return Vega and its embedding, to stand in the page."""
+    vl_convert = require("vl_convert", extra="report", purpose=PURPOSE)
+    bundle: str = vl_convert.javascript_bundle()
+    assert "</script" not in bundle.lower(), "the bundle would end the element that it stands in"
+    return Markup(bundle)
