@@ -200,7 +200,7 @@ class Labels:
         self.unknown: list[tuple[str, str]] = []
         self.parts: list[Tensor] = []  # slots of each part of a split axis: other things may happen to each part
         self.unread: list[np.ndarray[Any, Any]] = []  # slots of weights beside the part that was sliced out
-        self.frozen_why: list[tuple[np.ndarray[Any, Any], str]] = []
+        self.frozen_why: list[tuple[np.ndarray[Any, Any], int, str]] = []  # slots, position on the tape, reason
         self.op: Op | None = None
 
     # -- slots ---------------------------------------------------------------------------------------------------
@@ -270,12 +270,7 @@ class Labels:
         """Write down that these slots cannot be cut, and why."""
         slots = compact(layer).reshape(-1).numpy()
         self._write(slots, np.zeros_like(slots))
-        if self.op is not None:
-            self.frozen_why.append(
-                (slots, f"{self.op.name} in {self.op.module or 'the model'}{': ' + why if why else ''}")
-            )
-        elif why:
-            self.frozen_why.append((slots, why))
+        self.frozen_why.append((slots, self.op.index if self.op is not None else -1, why))
 
     def _write(self, one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> None:
         self.ties.append((one, other))
@@ -353,7 +348,7 @@ class Labels:
         varying = axes(layer)
         if varying - gone and (inner_axis(layer, varying) in gone) != self.heads:
             gone = varying
-        return self.drop(layer, gone, "meets a tensor that pruning cannot narrow")
+        return self.drop(layer, gone, "it meets a tensor of fixed size")
 
     def _merge(self, known: list[Tensor], new: list[Tensor], seen: Axes) -> list[Tensor]:
         """Tie two operands' layers wherever they share an axis. Layers of one operand are never tied to each other.
@@ -398,7 +393,7 @@ class Labels:
     def _unpaired(self, layer: Tensor | None, labelled: Axes) -> Tensor | None:
         if layer is None or not axes(layer) & labelled:
             return layer
-        return self.drop(layer, axes(layer) & labelled, "meets a tensor that is cut by another pattern")
+        return self.drop(layer, axes(layer) & labelled, "it meets a tensor that is cut by another pattern")
 
     def _pair(self, known: Tensor, layer: Tensor) -> tuple[Tensor | None, Tensor | None, bool]:
         """Return what is left of two layers that share an axis, and whether the first now stands for both."""
