@@ -20,6 +20,7 @@ from ..plan import Plan
 from .costs import CostModel, element_sizes
 from .labels import FROZEN, Labels, axes, compact
 from .rules import RULES
+from .rules.attention import keep_heads_whole
 from .rules.convolution import kernel_axes
 from .rules.pointwise import meeting
 from .rules.recurrent import tie_recurrent
@@ -267,6 +268,7 @@ def analyse(
         for layer in labels.get(ref):
             labels.freeze(layer, "an output of the model")
     tie_recurrent(labels, modules)
+    keep_heads_whole(labels, modules)
     labels.freeze_unread()
     component = _components(labels)
     sizes = element_sizes(model)

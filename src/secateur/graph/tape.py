@@ -148,7 +148,8 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
 
 # Calls that torch carries out by different operations depending on layout and on axes of size 1.
 COMPOSITE = frozenset(
-    "linear matmul __matmul__ __rmatmul__ einsum tensordot bilinear scaled_dot_product_attention".split()
+    "linear matmul __matmul__ __rmatmul__ einsum tensordot bilinear scaled_dot_product_attention "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split()
 )
 
 
