@@ -355,7 +355,8 @@ def _settle(labels: Labels, component: Array, grid: Tensor, op_index: int) -> bo
     varying = [d for d in range(numbers.ndim) if numbers.shape[d] > 1 and (numbers != numbers.take([0], axis=d)).any()]
     if len(varying) < 2:
         return False
-    inner = max(varying)
+    is_image = len(varying) > 2 and varying == list(range(1, numbers.ndim))  # (batch, channels, height, width)
+    inner = 1 if is_image else max(varying)
     for axis in varying:
         if axis != inner:
             head = grid.narrow(axis, 0, 1).expand(grid.shape)
