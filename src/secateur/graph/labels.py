@@ -32,9 +32,8 @@ def axes(layer: Tensor) -> Axes:
     >>> sorted(axes(torch.arange(3).view(3, 1).expand(3, 4)))
     [0]
     """
-    return frozenset(
-        d for d, (size, stride) in enumerate(zip(layer.shape, layer.stride(), strict=True)) if stride and size > 1
-    )
+    shape = layer.shape
+    return frozenset([d for d, stride in enumerate(layer.stride()) if stride and shape[d] > 1])
 
 
 def compact(layer: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from ..graph.labels import compact
 from ..graph.tape import Ref, to_meta
 from ..plan import Plan
 from .shrink import copy_with, shrink
+from .steps import is_inside
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +67,12 @@ def blamed(model: nn.Module, graph: ChannelGraph, error: SurgeryError) -> set[st
     found: set[str] = set()
     for at in _siblings(model, graph, index) if index is not None else ():
         found |= _at_op(graph, at)
+    modules = dict(model.named_modules())
     while not found:
+        kind = type(modules.get(path, model))
+        alike = [p for p, m in modules.items() if type(m) is kind] if path else [""]
         found = {
-            n
-            for n, g in graph.groups.items()
-            if any(m.module == path or m.module.startswith(f"{path}.") for m in g.members)
+            n for n, g in graph.groups.items() if any(is_inside(m.module, alike) or "" in alike for m in g.members)
         }
         if not path:
             break
