@@ -249,6 +249,14 @@ class Labels:
         """Whether every element of the tensor has the same value, whatever its size."""
         return ref.number in self.uniform or not ref.shape
 
+    def no_longer_uniform(self, ref: Ref) -> None:
+        """Another value was written into a tensor: neither it nor what it is a view of holds one value only."""
+        number = ref.number
+        self.uniform.discard(number)
+        while number in self.view_of:
+            number = self.view_of[number]
+            self.uniform.discard(number)
+
     def operand(self, ref: Ref) -> Operand:
         """Return the tensor as it comes to a meeting."""
         return Operand(ref.shape, self.get(ref), self.is_uniform(ref))
