@@ -277,6 +277,6 @@ def test_a_width_written_in_the_code_is_named():
 
     model = Fixed()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(SurgeryError, match=r"at view.*sizes it has to change: 10 -> \[5\]"):
+    with pytest.raises(SurgeryError, match=r"at view.*it has to change 10 to 5"):
         halved(model, torch.randn(3, 4))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

@@ -269,12 +269,19 @@ class _Repair:
     def _complaint(self, problem: tuple[int, str, str]) -> str:
         index, path, what = problem
         op = self.expected[min(index, len(self.expected) - 1)]
-        sizes = ", ".join(f"{a} -> {b}" for a, b in list(self.wanted.get(op.module, {}).items())[:6]) or "none"
-        return (
-            f"after the cut, module {path or op.module or 'the model'!r} does not run as it must at {op.name}: {what}. "
-            f"A width seems to be written in its code where no attribute holds it (sizes it has to change: {sizes}). "
-            f"Make it an attribute, or leave the module alone with protect=[{path or op.module!r}]."
+        changes = list(self.wanted.get(op.module, {}).items())[:6]
+        sizes = ", ".join(f"{before} to {' or '.join(map(str, after))}" for before, after in changes)
+        blame = (
+            f"A width seems to be written in its code where no attribute holds it (it has to change {sizes}). "
+            "Make it an attribute"
+            if sizes
+            else "Its code seems to compute with a width, so that a narrower layer is another function. "
+            "Make the number an attribute of its own"
         )
+        where = path or op.module
+        name = f"module {where!r}" if where else "the model"
+        instead = f"leave it alone with protect=[{where!r}]" if where else "protect the layers around it"
+        return f"after the cut, {name} does not run as it must at {op.name}: {what}. {blame}, or {instead}."
 
 
 def _upwards(path: str) -> list[str]:

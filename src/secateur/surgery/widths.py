@@ -47,8 +47,11 @@ def _normalized(layer: Any, _old: Any) -> Widths:
     return {} if layer.weight is None else {"normalized_shape": tuple(layer.weight.shape)}
 
 
-def _group_norm(layer: Any, _old: Any) -> Widths:
-    return {} if layer.weight is None else {"num_channels": layer.weight.shape[0]}
+def _group_norm(layer: Any, old: Any) -> Widths:
+    if layer.weight is None:
+        return {}
+    width = layer.weight.shape[0]
+    return {"num_channels": width, "num_groups": width if old.num_groups == old.num_channels else old.num_groups}
 
 
 def _embedding(layer: Any, _old: Any) -> Widths:
