@@ -31,6 +31,8 @@ def _moves(graph: ChannelGraph, name: str, channels: np.ndarray, order: list[int
         if not np.isin(numbers, channels).any():
             continue
         assert len(along) == 1, f"{name}: channels of one group lie along {along}"
+        if any(axis == along[0] for axis, _ in moves):
+            continue  # where a group of a convolution goes whole, its rows and its columns are the same channels
         line = np.moveaxis(numbers, along[0], 0).reshape(numbers.shape[along[0]], -1)[:, 0]
         sources = np.arange(len(line))
         for target, source in enumerate(order):
