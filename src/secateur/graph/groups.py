@@ -20,6 +20,7 @@ from ..plan import Plan
 from .costs import CostModel, element_sizes
 from .labels import FROZEN, Labels, axes, compact
 from .rules import RULES
+from .rules.attention import keep_heads_whole
 from .rules.convolution import kernel_axes
 from .rules.pointwise import meeting
 from .rules.recurrent import tie_recurrent
@@ -50,7 +51,8 @@ class Member:
     @property
     def label(self) -> str:
         """Short form, e.g. ``"layer1.0.conv1:out"``."""
-        return f"{self.module}:{self.role}" if self.role in ("in", "out") else f"{self.tensor}:{self.role}"
+        is_layer = self.module and self.role in ("in", "out")
+        return f"{self.module}:{self.role}" if is_layer else f"{self.tensor}:{self.role}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +92,7 @@ class ChannelGraph:
         shapes: parameter or buffer name -> shape of the traced model.
         tape: what was recorded.
         costs: MACs, parameters and bytes of any plan.
+        places: every labelled axis of every parameter and buffer, also of those that cannot be cut.
         rigid: name of each group that the model's code cannot narrow -> why; see `secateur.surgery.feasible`.
     """
 
@@ -104,6 +107,7 @@ class ChannelGraph:
     modules: tuple[str, ...] = field(repr=False)
     sizes_of_elements: dict[str, tuple[bool, int]] = field(repr=False)
     example: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)
+    places: tuple[Member, ...] = field(repr=False)
     rigid: dict[str, str] = field(default_factory=dict)  # groups left whole because the model's code cannot narrow them
     costs: CostModel = field(init=False, repr=False)
 
@@ -264,6 +268,7 @@ def analyse(
         for layer in labels.get(ref):
             labels.freeze(layer, "an output of the model")
     tie_recurrent(labels, modules)
+    keep_heads_whole(labels, modules)
     labels.freeze_unread()
     component = _components(labels)
     sizes = element_sizes(model)
@@ -282,6 +287,9 @@ def analyse(
         modules=tuple(modules),
         sizes_of_elements=sizes,
         example=example,
+        places=tuple(
+            _member(name, layer, 1, modules) for name, (_, layers) in labels.params.items() for layer in layers
+        ),
     )
 
 
@@ -347,7 +355,8 @@ def _settle(labels: Labels, component: Array, grid: Tensor, op_index: int) -> bo
     varying = [d for d in range(numbers.ndim) if numbers.shape[d] > 1 and (numbers != numbers.take([0], axis=d)).any()]
     if len(varying) < 2:
         return False
-    inner = max(varying)
+    is_image = len(varying) > 2 and varying == list(range(1, numbers.ndim))  # (batch, channels, height, width)
+    inner = 1 if is_image else max(varying)
     for axis in varying:
         if axis != inner:
             head = grid.narrow(axis, 0, 1).expand(grid.shape)
@@ -416,17 +425,21 @@ def _members(
     members: list[list[Member]] = [[] for _ in widths]
     for (name, k, _), numbers in zip(places, arrays, strict=False):
         layer = labels.params[name][1][k]
-        axis = max(axes(layer), default=0)
         of = group_of[numbers]
         present = of[of >= 0]
         if not len(present):
             continue
         counts = np.bincount(present, minlength=len(widths))
-        path = name.rpartition(".")[0].partition(".parametrizations")[0]
         for group in np.flatnonzero(counts):
             per_channel = max(1, int(counts[group]) // widths[group])
-            members[group].append(Member(name, axis, per_channel, path, _role(modules.get(path), name, axis)))
+            members[group].append(_member(name, layer, per_channel, modules))
     return members
+
+
+def _member(name: str, layer: Tensor, per_channel: int, modules: dict[str, nn.Module]) -> Member:
+    axis = max(axes(layer), default=0)
+    path = name.rpartition(".")[0].partition(".parametrizations")[0].removesuffix("parametrizations").rstrip(".")
+    return Member(name, axis, per_channel, path, _role(modules.get(path), name, axis))
 
 
 def _role(module: nn.Module | None, name: str, axis: int) -> str:

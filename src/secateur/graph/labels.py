@@ -199,7 +199,7 @@ class Labels:
         self.unknown: list[tuple[str, str]] = []
         self.parts: list[Tensor] = []  # slots of each part of a split axis: other things may happen to each part
         self.unread: list[np.ndarray[Any, Any]] = []  # slots of weights beside the part that was sliced out
-        self.frozen_why: list[tuple[np.ndarray[Any, Any], str]] = []
+        self.frozen_why: list[tuple[np.ndarray[Any, Any], int, str]] = []  # slots, position on the tape, reason
         self.op: Op | None = None
 
     # -- slots ---------------------------------------------------------------------------------------------------
@@ -249,6 +249,14 @@ class Labels:
         """Whether every element of the tensor has the same value, whatever its size."""
         return ref.number in self.uniform or not ref.shape
 
+    def no_longer_uniform(self, ref: Ref) -> None:
+        """Another value was written into a tensor: neither it nor what it is a view of holds one value only."""
+        number = ref.number
+        self.uniform.discard(number)
+        while number in self.view_of:
+            number = self.view_of[number]
+            self.uniform.discard(number)
+
     def operand(self, ref: Ref) -> Operand:
         """Return the tensor as it comes to a meeting."""
         return Operand(ref.shape, self.get(ref), self.is_uniform(ref))
@@ -269,12 +277,7 @@ class Labels:
         """Write down that these slots cannot be cut, and why."""
         slots = compact(layer).reshape(-1).numpy()
         self._write(slots, np.zeros_like(slots))
-        if self.op is not None:
-            self.frozen_why.append(
-                (slots, f"{self.op.name} in {self.op.module or 'the model'}{': ' + why if why else ''}")
-            )
-        elif why:
-            self.frozen_why.append((slots, why))
+        self.frozen_why.append((slots, self.op.index if self.op is not None else -1, why))
 
     def _write(self, one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> None:
         self.ties.append((one, other))
@@ -352,7 +355,7 @@ class Labels:
         varying = axes(layer)
         if varying - gone and (inner_axis(layer, varying) in gone) != self.heads:
             gone = varying
-        return self.drop(layer, gone, "meets a tensor that pruning cannot narrow")
+        return self.drop(layer, gone, "it meets a tensor of fixed size")
 
     def _merge(self, known: list[Tensor], new: list[Tensor], seen: Axes) -> list[Tensor]:
         """Tie two operands' layers wherever they share an axis. Layers of one operand are never tied to each other.
@@ -397,7 +400,7 @@ class Labels:
     def _unpaired(self, layer: Tensor | None, labelled: Axes) -> Tensor | None:
         if layer is None or not axes(layer) & labelled:
             return layer
-        return self.drop(layer, axes(layer) & labelled, "meets a tensor that is cut by another pattern")
+        return self.drop(layer, axes(layer) & labelled, "it meets a tensor that is cut by another pattern")
 
     def _pair(self, known: Tensor, layer: Tensor) -> tuple[Tensor | None, Tensor | None, bool]:
         """Return what is left of two layers that share an axis, and whether the first now stands for both."""

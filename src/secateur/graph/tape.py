@@ -12,10 +12,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import random
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy as shallow_copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import TraceError
 from .kernels import SHAPES, SUBSTITUTES
+from .untouched import untouched as untouched
 
 log = logging.getLogger(__name__)
 
@@ -137,12 +138,18 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
         with contextlib.suppress(TypeError):
             return type(value)(**copy)
         return copy
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        twin = shallow_copy(value)
+        for f in dataclasses.fields(value):
+            object.__setattr__(twin, f.name, map_tensors(function, getattr(value, f.name)))
+        return twin
     return value
 
 
 # Calls that torch carries out by different operations depending on layout and on axes of size 1.
 COMPOSITE = frozenset(
-    "linear matmul __matmul__ __rmatmul__ einsum tensordot bilinear scaled_dot_product_attention".split()
+    "linear matmul __matmul__ __rmatmul__ einsum tensordot bilinear scaled_dot_product_attention "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split()
 )
 
 
@@ -177,6 +184,7 @@ class Recorder(TorchDispatchMode):
         self.kernels = SHAPES if tape.carrier == "meta" else SUBSTITUTES
         self.names = state  # id(tensor) -> name
         self.numbers: dict[int, int] = {}
+        self.passing = WeakIdKeyDictionary()  # real tensors are let go of as the model does
         self.alive: list[Tensor] = []  # numbered tensors without a place of their own to keep the number
         self.count = 0
         self.opnames: dict[Any, str] = {}
@@ -199,8 +207,7 @@ class Recorder(TorchDispatchMode):
         key = id(tensor)
         number = self.numbers.get(key)
         if number is None:
-            owner, number = getattr(tensor, "_tape_number", (None, None))
-            number = number if owner is self else None  # an input may carry another recording's number
+            number = self.passing.get(tensor)
         if number is None:
             number = self.count
             self.count += 1
@@ -209,7 +216,7 @@ class Recorder(TorchDispatchMode):
                 self.tape.state[number] = name
                 self.numbers[key] = number
             elif self.tape.carrier == "real":
-                tensor._tape_number = self, number  # type: ignore[attr-defined]  # lets go of activations as the model does
+                self.passing[tensor] = number
             else:
                 self.numbers[key] = number
                 self.alive.append(tensor)
@@ -276,44 +283,6 @@ class ModuleWatch:
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Put everything of the model, and the random generators, back as it was when the block ends.
-
-    Flags, hooks, attributes, parameters and buffers of every module; one level of lists and dictionaries in attributes.
-    Values inside tensors are not copied: run on meta tensors, or on a copy, if the forward pass writes into them.
-    """
-    modules = list(model.modules())
-    before = [_snapshot(module) for module in modules]
-    python, cpu = random.getstate(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
-    try:
-        yield
-    finally:
-        for module, (plain, containers) in zip(modules, before, strict=True):
-            _restore(module, plain, containers)
-        random.setstate(python)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-
-
-def _snapshot(module: nn.Module) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
-    plain = dict(module.__dict__)
-    return plain, [(value, value.copy()) for value in plain.values() if type(value) in (dict, list, set, OrderedDict)]
-
-
-def _restore(module: nn.Module, plain: dict[str, Any], containers: list[tuple[Any, Any]]) -> None:
-    module.__dict__.clear()
-    module.__dict__.update(plain)
-    for value, copy in containers:
-        value.clear()
-        if isinstance(value, list):
-            value.extend(copy)
-        else:
-            value.update(copy)
-
-
-@contextlib.contextmanager
 def plain_kernels() -> Iterator[None]:
     """Make composite operations decompose: no fused attention, no fused encoder layer, no packed recurrent kernels."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -355,25 +324,58 @@ def record(
     Raises:
         TraceError: the model rejects the input, or returns no tensor.
     """
+    _check_parameters(model)
     _check_device(model, (args, kwargs))
-    failures: list[str] = []
+    carriers = [carrier] if carrier else [kind for kind in CARRIERS if kind != "real" or _has_data(model)]
     last: Exception | None = None
-    for kind in (carrier,) if carrier else CARRIERS:
+    for kind in carriers:
         try:
             return _record_on(model, args, dict(kwargs or {}), kind)
         except TraceError:
             raise
         except Exception as error:
             log.debug("recording on %s tensors failed: %s", kind, error)
-            failures.append(
-                f"{kind} tensors: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            )
             last = error
-    shapes = [list(t.shape) for t in tensors((args, dict(kwargs or {})))]
-    raise TraceError(
-        f"the model cannot be run on the example input of shapes {shapes}: {failures[-1]}. "
-        "Give an input that model(*args, **kwargs) accepts in evaluation mode."
-    ) from last
+    assert last is not None
+    raise TraceError(_rejection(args, dict(kwargs or {}), carriers[-1], last)) from last
+
+
+def _rejection(args: tuple[Any, ...], kwargs: dict[str, Any], carrier: str, error: Exception) -> str:
+    given = ", ".join([_summary(value) for value in args] + [f"{key}={_summary(v)}" for key, v in kwargs.items()])
+    where = getattr(error, "_module_path", None)
+    first_line = str(error).splitlines()[0] if str(error) else ""
+    return (
+        f"the model cannot be run on ({given}): {f'module {where!r}' if where else 'it'} raised "
+        f"{type(error).__name__}: {first_line} (on {carrier} tensors). "
+        "Give an example that model(*args, **kwargs) accepts in evaluation mode."
+    )
+
+
+def _summary(value: Any) -> str:
+    """Short form of an input for messages.
+
+    >>> _summary([torch.zeros(2, 3), 5])
+    '[tensor [2, 3], 5]'
+    """
+    if isinstance(value, Tensor):
+        return f"tensor {list(value.shape)}"
+    if isinstance(value, (list, tuple)):
+        inner = ", ".join(map(_summary, value))
+        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_summary(item)}' for key, item in value.items())}}}"
+    text = repr(value)
+    return text if len(text) <= 40 else type(value).__name__
+
+
+def _has_data(model: nn.Module) -> bool:
+    return not any(t.device.type == "meta" for t in model.parameters())
+
+
+def _check_parameters(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise TraceError(f"{name!r} has no shape yet: run the model once on an input, then trace it.")
 
 
 def _check_device(model: nn.Module, inputs: Any) -> None:
@@ -401,7 +403,6 @@ def _record_on(
     from torch._subclasses import FakeTensorMode
 
     tape = tape or Tape(carrier)
-    names = state_names(model)
     watch = ModuleWatch(model)
     with contextlib.ExitStack() as stack:
         stack.enter_context(untouched(model))
@@ -414,13 +415,17 @@ def _record_on(
                 convert = to_meta
                 stack.enter_context(torch.device("meta"))
             else:
+                stack.enter_context(_quiet())
                 mode = FakeTensorMode(allow_non_fake_inputs=True)
                 convert = _to_fake(mode, (args, kwargs))
                 stack.enter_context(mode)
             names = swap_state_(model, convert)
             args, kwargs = map_tensors(convert, args), map_tensors(convert, kwargs)
-        elif any(t.device.type == "meta" for t in model.parameters()):
+        elif not _has_data(model):
             raise RuntimeError("the parameters are on the meta device and hold no data")
+        else:  # forward may write into buffers, weights (an embedding's max_norm) and inputs
+            names = swap_state_(model, _copied)
+            args, kwargs = map_tensors(_copied, args), map_tensors(_copied, kwargs)
         stack.enter_context(watch.watching())
         recorder = Recorder(tape, names, watch, stack.enter_context(CallWatch()))
         try:
@@ -429,14 +434,26 @@ def _record_on(
         except Exception as error:
             error._module_path = watch.failed  # type: ignore[attr-defined]  # says where, to whoever repairs attributes
             raise
-        finally:
-            for tensor in tensors((args, kwargs)):
-                tensor.__dict__.pop("_tape_number", None)
         found = tensors(out)
         if not found:
             raise TraceError(f"the model returned {type(out).__name__}, which holds no tensor: nothing to keep exact.")
         tape.outputs = [recorder.ref(t) for t in found]
     return tape
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from logging what does not run on fake tensors; it is raised as well."""
+    noisy = logging.getLogger("torch._subclasses.fake_tensor")
+    was_disabled, noisy.disabled = noisy.disabled, True
+    try:
+        yield
+    finally:
+        noisy.disabled = was_disabled
 
 
 def to_meta(tensor: Tensor) -> Tensor:

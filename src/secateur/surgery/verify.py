@@ -8,7 +8,6 @@ operations these are. Everything else of the reference runs at full width on zer
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -102,10 +101,11 @@ def verify(
     inputs, named = map_tensors(_telling, (as_args(args), dict(kwargs or {})))
     graph = trace(model, args, kwargs, granularity=granularity)
     wanted = _reference(model, graph, plan, inputs, named)
-    with torch.no_grad(), plain_kernels(), _double(small) as precise, untouched(precise):
-        set_training(precise, False)
+    precise = to_double(small)
+    set_training(precise, False)
+    with torch.no_grad(), plain_kernels(), untouched(precise):
         with ExactKernels():  # type: ignore[no-untyped-call]
-            got = tensors(precise(*inputs, **named))
+            got = tensors(precise(*_copies(inputs), **_copies(named)))
     if len(got) != len(wanted.outputs):
         raise VerificationError(f"the shrunk model returns {len(got)} tensors, the masked one {len(wanted.outputs)}.")
     errors = [_error(a, b) for a, b in zip(got, wanted.outputs, strict=True)]
@@ -131,12 +131,11 @@ def reference(
 def _reference(
     model: nn.Module, graph: ChannelGraph, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Reference:
-    with _double(model) as precise:
-        masked = mask(precise, graph, plan)
-        set_training(masked, False)
-        mode = _KeptStatistics(graph, graph.alive(plan), masked) if _affected(graph, plan) else None
-        with torch.no_grad(), plain_kernels(), untouched(masked), mode or ExactKernels():  # type: ignore[no-untyped-call]
-            outputs = tensors(masked(*args, **kwargs))
+    masked = mask(to_double(model), graph, plan)
+    set_training(masked, False)
+    mode = _KeptStatistics(graph, graph.alive(plan), masked) if _affected(graph, plan) else None
+    with torch.no_grad(), plain_kernels(), untouched(masked), mode or ExactKernels():  # type: ignore[no-untyped-call]
+        outputs = tensors(masked(*_copies(args), **_copies(kwargs)))
     return Reference(outputs, mode.count if mode is not None else 0)
 
 
@@ -266,14 +265,9 @@ def _replace(value: Any, new: dict[int, Tensor]) -> Any:
     return value
 
 
-@contextlib.contextmanager
-def _double(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield a float64 copy of a model, or the model itself if it is all float64."""
-    floating = [t for t in [*model.parameters(), *model.buffers()] if t.is_floating_point() or t.is_complex()]
-    if all(t.dtype in (torch.float64, torch.complex128) for t in floating):
-        yield model
-        return
-    yield to_double(model)
+def _copies(value: Any) -> Any:
+    """Copies of every tensor of an input: a forward pass may write into them."""
+    return map_tensors(lambda tensor: tensor.clone(), value)
 
 
 def to_double(model: nn.Module) -> nn.Module:

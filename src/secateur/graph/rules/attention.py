@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from ..labels import Contraction, Labels, Operand, axes
@@ -54,3 +57,20 @@ def _heads(labels: Labels, ref: Ref, head_count: int) -> list[Tensor]:
         elif varying:
             labels.freeze(layer)
     return result
+
+
+def keep_heads_whole(labels: Labels, modules: Mapping[str, Any]) -> None:
+    """An ``nn.MultiheadAttention`` loses whole heads or none: its scale follows from the width of a head."""
+    for path, module in modules.items():
+        if not all(hasattr(module, name) for name in ("in_proj_weight", "out_proj", "num_heads", "head_dim")):
+            continue
+        prefix = f"{path}." if path else ""
+        for leaf, axis in (("out_proj.weight", 1), *((f"{kind}_proj_weight", 0) for kind in ("in", "q", "k", "v"))):
+            for layer in labels.params.get(prefix + leaf, ((), []))[1]:
+                if axes(layer) != {axis}:
+                    continue
+                heads = layer.select(1 - axis, 0).unflatten(0, (-1, module.head_dim))
+                if labels.heads:
+                    labels.collapse(heads, [1])
+                else:
+                    labels.freeze(heads, "attention's scale follows from the width of its heads")

@@ -52,9 +52,14 @@ def expanded(labels: Labels, op: Op) -> None:
     source, out = op.args[0], op.outs()[0]
     if labels.is_uniform(source):
         return
+    labels.set(out, [*labels.get(out), *_spread(labels, source, out)])
+
+
+def _spread(labels: Labels, source: Ref, out: Ref) -> list[Tensor]:
+    """Fresh layers for the axes along which one value is repeated."""
     lead = len(out.shape) - len(source.shape)
     made = [d for d, size in enumerate(out.shape) if size > 1 and (d < lead or source.shape[d - lead] == 1)]
-    labels.set(out, [*labels.get(out), *(along(labels.new(out.shape[d]), d, out.shape) for d in made)])
+    return [along(labels.new(out.shape[d]), d, out.shape) for d in made]
 
 
 @rule("diagonal", "unfold")
@@ -209,7 +214,6 @@ def _all_frozen(labels: Labels, ref: Ref) -> list[Tensor]:
     "requires_grad",
     "positive",
     "bernoulli",
-    "as_strided",
     "rrelu_with_noise_functional",
     "_pin_memory",
     "detach_copy",
@@ -220,6 +224,19 @@ def same(labels: Labels, op: Op) -> None:
     _alias(labels, op)
     for ref in op.outs():
         labels.set(ref, labels.get(op.args[0]) if ref.shape == op.args[0].shape else [])
+
+
+@rule("as_strided", "as_strided_copy")
+def restrided(labels: Labels, op: Op) -> None:
+    """The same places in the same order (a memory format for axes of size 1), or nothing that labels can follow."""
+    source, out = op.args[0], op.outs()[0]
+    _alias(labels, op)
+    strides, step = list(op.args[2]), 1
+    is_same = source.shape == out.shape and not (len(op.args) > 3 and op.args[3])
+    for size, stride in reversed(list(zip(out.shape, strides, strict=True))):
+        is_same = is_same and (size == 1 or stride == step)
+        step *= size
+    labels.set(out, labels.get(source) if is_same else _all_frozen(labels, source))
 
 
 @rule("roll", "flip", "fliplr", "flipud")
@@ -265,6 +282,8 @@ def repeated(labels: Labels, op: Op) -> None:
         result.append(
             small.repeat([c if lead <= d and wide[d] > 1 else 1 for d, c in enumerate(counts)]).expand(out.shape)
         )
+    if not labels.is_uniform(op.args[0]):
+        result += _spread(labels, op.args[0], out)
     labels.set(out, result)
 
 

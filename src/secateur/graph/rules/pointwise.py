@@ -24,7 +24,7 @@ def meeting(labels: Labels, op: Op) -> None:
         labels.uniform.update(ref.number for ref in op.outs())
         return
     if out.number == refs[0].number:
-        labels.uniform.discard(out.number)
+        labels.no_longer_uniform(out)
         _written_view(labels, op, refs)
     if op.name in ("add", "sub") and labels.is_stream(op, refs):
         labels.added += [compact(layer) for layer in labels.get(refs[0])]
@@ -119,7 +119,9 @@ def noise_like(labels: Labels, op: Op) -> None:
 
 @rule("fill", "zero")
 def overwritten(labels: Labels, op: Op) -> None:
-    """The same value everywhere, in place."""
+    """The same value everywhere, in place; a view's whole then holds several."""
+    if op.args[0].number in labels.view_of:
+        labels.no_longer_uniform(op.args[0])
     labels.set(op.outs()[0], labels.get(op.args[0]))
 
 
@@ -160,8 +162,6 @@ def foreign(labels: Labels, op: Op) -> None:
     "is_nonzero",
     "allclose",
     "_has_compatible_shallow_copy_type",
-    "set",
-    "resize",
     "isinf_any",
 )
 def observed(labels: Labels, op: Op) -> None:
