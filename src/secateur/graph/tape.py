@@ -199,7 +199,8 @@ class Recorder(TorchDispatchMode):
         key = id(tensor)
         number = self.numbers.get(key)
         if number is None:
-            number = getattr(tensor, "_tape_number", None)
+            owner, number = getattr(tensor, "_tape_number", (None, None))
+            number = number if owner is self else None  # an input may carry another recording's number
         if number is None:
             number = self.count
             self.count += 1
@@ -208,7 +209,7 @@ class Recorder(TorchDispatchMode):
                 self.tape.state[number] = name
                 self.numbers[key] = number
             elif self.tape.carrier == "real":
-                tensor._tape_number = number  # type: ignore[attr-defined]  # lets go of activations as the model does
+                tensor._tape_number = self, number  # type: ignore[attr-defined]  # lets go of activations as the model does
             else:
                 self.numbers[key] = number
                 self.alive.append(tensor)
@@ -428,6 +429,9 @@ def _record_on(
         except Exception as error:
             error._module_path = watch.failed  # type: ignore[attr-defined]  # says where, to whoever repairs attributes
             raise
+        finally:
+            for tensor in tensors((args, kwargs)):
+                tensor.__dict__.pop("_tape_number", None)
         found = tensors(out)
         if not found:
             raise TraceError(f"the model returned {type(out).__name__}, which holds no tensor: nothing to keep exact.")

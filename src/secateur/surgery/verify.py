@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import VerificationError
 from ..graph.groups import ChannelGraph, as_args, step, trace
-from ..graph.kernels import SUBSTITUTES, PlainKernels
+from ..graph.kernels import EXACT, ExactKernels
 from ..graph.labels import Labels, axes, compact
 from ..graph.tape import (
     CallWatch,
@@ -100,10 +100,11 @@ def verify(
         PlanError: the plan is of another model.
     """
     inputs, named = map_tensors(_telling, (as_args(args), dict(kwargs or {})))
-    wanted = _reference(model, plan, inputs, named, granularity)
+    graph = trace(model, args, kwargs, granularity=granularity)
+    wanted = _reference(model, graph, plan, inputs, named)
     with torch.no_grad(), plain_kernels(), _double(small) as precise, untouched(precise):
         set_training(precise, False)
-        with PlainKernels():  # type: ignore[no-untyped-call]
+        with ExactKernels():  # type: ignore[no-untyped-call]
             got = tensors(precise(*inputs, **named))
     if len(got) != len(wanted.outputs):
         raise VerificationError(f"the shrunk model returns {len(got)} tensors, the masked one {len(wanted.outputs)}.")
@@ -124,18 +125,17 @@ def reference(
 ) -> Reference:
     """Run the masked model in float64, with statistics taken over kept channels only, and return its outputs."""
     inputs, named = map_tensors(_as_double, (as_args(args), dict(kwargs or {})))
-    return _reference(model, plan, inputs, named, granularity)
+    return _reference(model, trace(model, args, kwargs, granularity=granularity), plan, inputs, named)
 
 
 def _reference(
-    model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], granularity: str
+    model: nn.Module, graph: ChannelGraph, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Reference:
     with _double(model) as precise:
-        graph = trace(precise, args, kwargs, granularity=granularity)
         masked = mask(precise, graph, plan)
         set_training(masked, False)
         mode = _KeptStatistics(graph, graph.alive(plan), masked) if _affected(graph, plan) else None
-        with torch.no_grad(), plain_kernels(), untouched(masked), mode or PlainKernels():  # type: ignore[no-untyped-call]
+        with torch.no_grad(), plain_kernels(), untouched(masked), mode or ExactKernels():  # type: ignore[no-untyped-call]
             outputs = tensors(masked(*args, **kwargs))
     return Reference(outputs, mode.count if mode is not None else 0)
 
@@ -169,7 +169,7 @@ class _KeptStatistics(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         noted, noted_kwargs = self.recorder.note(args), self.recorder.note_kwargs(kwargs)
-        func_or_plain = SUBSTITUTES.get(func, func)
+        func_or_plain = EXACT.get(func, func)
         out = func_or_plain(*args, **kwargs)
         if func.namespace == "prim":
             return out
