@@ -59,6 +59,14 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return order[alive]
 
 
+def _is_declared(name: str) -> bool:
+    try:
+        torch._C._dispatch_find_schema_or_throw(f"torchvision::{name}", "")
+    except RuntimeError:
+        return False
+    return True
+
+
 def _roi_align_shape(  # the signature is the operation's schema
     features: Tensor, rois: Tensor, scale: float, height: int, width: int, sampling: int, aligned: bool
 ) -> Tensor:
@@ -77,7 +85,8 @@ def prepare() -> bool:
     library = torch.library.Library("torchvision", "FRAGMENT")
     _libraries.append(library)
     for schema in _SCHEMAS:
-        library.define(schema)
+        if not _is_declared(schema.partition("(")[0]):
+            library.define(schema)
     library.impl("nms", nms, "CPU")
 
     boxes = importlib.import_module("torchvision.ops.boxes")

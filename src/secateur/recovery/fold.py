@@ -13,8 +13,8 @@ to channels that go.
 
 Where it is exact: for constants in front of a linear layer or a convolution without zero padding. With zero padding it
 is exact at positions whose window touches no padding; at the border the removed channel was 0 in the padding, and the
-bias cannot know. For a statistic over channels (LayerNorm, GroupNorm) nothing is folded: it is taken over kept channels
-after the cut.
+bias cannot know. What a removed channel does to a statistic over channels (LayerNorm, GroupNorm) is not made up for:
+the statistic is taken over kept channels after the cut.
 
 Where we differ: any sequence of operations between normalisation and consumer is followed along the recorded tape, not
 a fixed pattern of layers; the expectation is a numerical integral, so it serves every activation.

@@ -8,7 +8,6 @@ operations these are. Everything else of the reference runs at full width on zer
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import VerificationError
 from ..graph.groups import ChannelGraph, as_args, step, trace
-from ..graph.kernels import SUBSTITUTES, PlainKernels
+from ..graph.kernels import EXACT, ExactKernels
 from ..graph.labels import Labels, axes, compact
 from ..graph.tape import (
     CallWatch,
@@ -100,11 +99,12 @@ def verify(
         PlanError: the plan is of another model.
     """
     inputs, named = map_tensors(_telling, (as_args(args), dict(kwargs or {})))
-    wanted = _reference(model, plan, inputs, named, granularity)
+    graph = trace(model, args, kwargs, granularity=granularity)
+    wanted = _reference(model, graph, plan, inputs, named)
     precise = to_double(small)
     set_training(precise, False)
     with torch.no_grad(), plain_kernels(), untouched(precise):
-        with PlainKernels():  # type: ignore[no-untyped-call]
+        with ExactKernels():  # type: ignore[no-untyped-call]
             got = tensors(precise(*_copies(inputs), **_copies(named)))
     if len(got) != len(wanted.outputs):
         raise VerificationError(f"the shrunk model returns {len(got)} tensors, the masked one {len(wanted.outputs)}.")
@@ -125,19 +125,17 @@ def reference(
 ) -> Reference:
     """Run the masked model in float64, with statistics taken over kept channels only, and return its outputs."""
     inputs, named = map_tensors(_as_double, (as_args(args), dict(kwargs or {})))
-    return _reference(model, plan, inputs, named, granularity)
+    return _reference(model, trace(model, args, kwargs, granularity=granularity), plan, inputs, named)
 
 
 def _reference(
-    model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], granularity: str
+    model: nn.Module, graph: ChannelGraph, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Reference:
-    with _double(model) as precise:
-        graph = trace(precise, args, kwargs, granularity=granularity)
-        masked = mask(precise, graph, plan)
-        set_training(masked, False)
-        mode = _KeptStatistics(graph, graph.alive(plan), masked) if _affected(graph, plan) else None
-        with torch.no_grad(), plain_kernels(), untouched(masked), mode or PlainKernels():  # type: ignore[no-untyped-call]
-            outputs = tensors(masked(*_copies(args), **_copies(kwargs)))
+    masked = mask(to_double(model), graph, plan)
+    set_training(masked, False)
+    mode = _KeptStatistics(graph, graph.alive(plan), masked) if _affected(graph, plan) else None
+    with torch.no_grad(), plain_kernels(), untouched(masked), mode or ExactKernels():  # type: ignore[no-untyped-call]
+        outputs = tensors(masked(*_copies(args), **_copies(kwargs)))
     return Reference(outputs, mode.count if mode is not None else 0)
 
 
@@ -170,7 +168,7 @@ class _KeptStatistics(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         noted, noted_kwargs = self.recorder.note(args), self.recorder.note_kwargs(kwargs)
-        func_or_plain = SUBSTITUTES.get(func, func)
+        func_or_plain = EXACT.get(func, func)
         out = func_or_plain(*args, **kwargs)
         if func.namespace == "prim":
             return out
@@ -270,16 +268,6 @@ def _replace(value: Any, new: dict[int, Tensor]) -> Any:
 def _copies(value: Any) -> Any:
     """Copies of every tensor of an input: a forward pass may write into them."""
     return map_tensors(lambda tensor: tensor.clone(), value)
-
-
-@contextlib.contextmanager
-def _double(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield a float64 copy of a model, or the model itself if it is all float64."""
-    floating = [t for t in [*model.parameters(), *model.buffers()] if t.is_floating_point() or t.is_complex()]
-    if all(t.dtype in (torch.float64, torch.complex128) for t in floating):
-        yield model
-        return
-    yield to_double(model)
 
 
 def to_double(model: nn.Module) -> nn.Module:
