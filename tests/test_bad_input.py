@@ -81,9 +81,9 @@ def test_settings_without_sense(options, kind, words):
 @pytest.mark.parametrize(
     ("example", "words"),
     [
-        (torch.zeros(1, 4, 8, 8), r"shapes \[\[1, 4, 8, 8\]\].*expected input.* to have 3 channels"),
-        (torch.zeros(1, 3, 2, 2), r"\[\[1, 3, 2, 2\]\].*Kernel size"),
-        (torch.zeros(1, 3, 8, 8).long(), "Give an input that model"),
+        (torch.zeros(1, 4, 8, 8), r"\(tensor \[1, 4, 8, 8\]\).*expected input.* to have 3 channels"),
+        (torch.zeros(1, 3, 2, 2), r"\(tensor \[1, 3, 2, 2\]\).*Kernel size"),
+        (torch.zeros(1, 3, 8, 8).long(), "Give an example that model"),
         (None, "missing 1 required positional argument"),
         ((IMAGE, IMAGE), "takes 2 positional arguments but 3 were given"),
     ],

@@ -439,12 +439,12 @@ def _members(
 def _member(name: str, layer: Tensor, per_channel: int, modules: dict[str, nn.Module]) -> Member:
     axis = max(axes(layer), default=0)
     path = name.rpartition(".")[0].partition(".parametrizations")[0].removesuffix("parametrizations").rstrip(".")
-    return Member(name, axis, per_channel, path, _role(modules.get(path), name, axis))
+    return Member(name, axis, per_channel, path, _role(modules.get(path), name, axis, layer.ndim))
 
 
-def _role(module: nn.Module | None, name: str, axis: int) -> str:
+def _role(module: nn.Module | None, name: str, axis: int, rank: int) -> str:
     leaf = name.rpartition(".")[2]
-    if leaf == "_v":  # spectral norm: the input side of the matrix
+    if leaf in ("_v", "weight_v") and rank == 1:  # spectral norm: the input side of the matrix
         return "in"
     if module is None or isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return str(axis)

@@ -103,6 +103,7 @@ def _trilinear(i1: Any, i2: Any, i3: Any, expand1: Any, expand2: Any, expand3: A
 _UNCOUNTED = {
     torch.ops.aten.mv: _matrix_vector,
     torch.ops.aten.dot: _matrix_vector,
+    torch.ops.aten.vdot: _matrix_vector,
     torch.ops.aten.addmv: _added_matrix_vector,
     torch.ops.aten._trilinear: _trilinear,
 }

@@ -152,7 +152,8 @@ def vectors(labels: Labels, op: Op) -> None:
         return labels.set(out, layers)
     if op.name in ("dot", "vdot"):
         labels.statistic(op)
-        labels.meet(refs[0].shape, [labels.operand(ref) for ref in refs])
+        factors, constant = factors_of(labels.meet(refs[0].shape, [labels.operand(ref) for ref in refs]), refs[0].shape)
+        labels.contractions.append(Contraction(op.index, constant, factors))
         return labels.set(out, [])
     if op.name != "mv":
         for ref in refs:
