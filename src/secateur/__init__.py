@@ -22,9 +22,13 @@ if TYPE_CHECKING:
     from .plan import Plan as Plan
     from .prune import PruneResult as PruneResult
     from .prune import prune as prune
+    from .recovery.batchnorm import reestimate_batchnorm as reestimate_batchnorm
+    from .recovery.finetune import finetune as finetune
+    from .recovery.fold import fold_constants as fold_constants
     from .store import load as load
     from .store import save as save
     from .surgery.mask import mask as mask
+    from .surgery.optimizer import shrink_optimizer as shrink_optimizer
     from .surgery.shrink import shrink as shrink
     from .surgery.verify import Verification as Verification
     from .surgery.verify import verify as verify
@@ -39,13 +43,17 @@ _HOMES = {  # name -> the module that has it
     "PruneResult": "prune",
     "SensitivityCurves": "methods.sensitivity",
     "Verification": "surgery.verify",
+    "finetune": "recovery.finetune",
+    "fold_constants": "recovery.fold",
     "load": "store",
     "mask": "surgery.mask",
     "prune": "prune",
     "prune_iteratively": "iterate",
+    "reestimate_batchnorm": "recovery.batchnorm",
     "save": "store",
     "sensitivity": "methods.sensitivity",
     "shrink": "surgery.shrink",
+    "shrink_optimizer": "surgery.optimizer",
     "trace": "graph",
     "verify": "surgery.verify",
 }
@@ -60,14 +68,18 @@ __all__ = [
     "PruneResult",
     "SensitivityCurves",
     "Verification",
+    "finetune",
+    "fold_constants",
     "load",
     "mask",
     "methods",
     "prune",
     "prune_iteratively",
+    "reestimate_batchnorm",
     "save",
     "sensitivity",
     "shrink",
+    "shrink_optimizer",
     "trace",
     "verify",
 ]

@@ -1,1 +1,1 @@
-"""report."""
+"""Read results only; tables, plots and one self-contained HTML page."""
