@@ -93,7 +93,13 @@ def test_switches_of_torch_are_put_back(carrier, fails):
     def switches():
         cuda, mha = torch.backends.cuda, torch.backends.mha
         sdpa = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()
-        return sdpa, mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled(), torch.is_grad_enabled()
+        return (
+            sdpa,
+            mha.get_fastpath_enabled(),
+            torch._C._get_mkldnn_enabled(),
+            torch._C._get_cudnn_enabled(),
+            torch.is_grad_enabled(),
+        )
 
     model, x = prepared(fails)
     torch.backends.mha.set_fastpath_enabled(False)

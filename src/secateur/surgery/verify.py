@@ -228,14 +228,14 @@ class _KeptStatistics(TorchDispatchMode):
                 continue
             for axis, kept in keep.items():
                 spread = narrow.new_zeros([s if d != axis else full.shape[axis] for d, s in enumerate(narrow.shape)])
-                narrow = spread.index_copy(axis, kept, narrow)
+                narrow = spread.index_copy(axis, kept.to(narrow.device), narrow)
             full.copy_(narrow)
         return wide
 
 
 def _cut(tensor: Tensor, keep: dict[int, Tensor]) -> Tensor:
     for axis, index in keep.items():
-        tensor = tensor.index_select(axis, index)
+        tensor = tensor.index_select(axis, index.to(tensor.device))
     return tensor
 
 
