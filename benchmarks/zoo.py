@@ -3,10 +3,10 @@
     python -m benchmarks.zoo [--only PART ...] [--jobs 2] [--timeout 300] [--out benchmarks/results/zoo.json]
 
 For each model: record it, build its channel graph, leave whole what its own code cannot narrow, remove 40 % of every
-other
-group at random, cut, and verify in float64 against the masked model. The outcome is "exact" (largest relative error at
-most 1e-9), "raised" (an error of ours instead of a result) or "WRONG". The frozen share is the share of the parameters
-that lie in tensors none of whose axes can be cut.
+other group at random, cut, and verify in float64 against the masked model. The outcome is "exact" (largest relative
+error at most 1e-9), "raised" (an error of ours instead of a result) or "refused" (cut, found inexact by the
+verification, and so not returned by ``prune``). The frozen share is the share of the parameters that lie in tensors
+none of whose axes can be cut.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def run(entry: ZooModel) -> dict[str, Any]:
     except SecateurError as error:
         return {**row, "outcome": "raised", "error": f"{type(error).__name__}: {error}"[:600]}
     row.update(error=found.max_relative_error, statistics=found.statistics)
-    return {**row, "outcome": "exact" if found.is_exact else "WRONG"}
+    return {**row, "outcome": "exact" if found.is_exact else "refused"}
 
 
 def _child(name: str, pipe: Any) -> None:

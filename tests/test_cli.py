@@ -60,7 +60,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 def trained(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as `train` writes it."""
     out = tmp_path_factory.mktemp("trained") / "base"
-    assert run("train", tiny, "--out", out, "--epochs", "2", "--quiet").exit_code == 0
+    assert run("train", tiny, "--out", out, "--epochs", "2", "--threads", "1", "--quiet").exit_code == 0
     return out
 
 

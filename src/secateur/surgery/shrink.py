@@ -147,8 +147,24 @@ def copy_with(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Mod
         if isinstance(tensor, nn.Parameter):
             new = nn.Parameter(new, requires_grad=tensor.requires_grad)
         memo[id(tensor)] = new
-    for module in model.modules():  # results of old-style weight_norm hooks: deepcopy refuses non-leaf tensors
-        for value in module.__dict__.values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
+    for module in model.modules():  # results of old-style weight_norm hooks, tables: deepcopy refuses non-leaf tensors
+        for held in module.__dict__.values():
+            for value in held.values() if type(held) is dict else (held,):
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    memo[id(value)] = value.detach().clone()
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        _forget_cached_(module)
+    return copied
+
+
+def _forget_cached_(module: nn.Module) -> None:
+    """Empty what a module keeps of earlier passes, in place: tables derived from weights (timm's attention biases)."""
+    for name, held in module.__dict__.items():
+        if (
+            "cache" in name
+            and type(held) is dict
+            and held
+            and all(isinstance(value, Tensor) for value in held.values())
+        ):
+            held.clear()

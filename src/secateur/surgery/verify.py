@@ -8,6 +8,7 @@ operations these are. Everything else of the reference runs at full width on zer
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,7 @@ def verify(
     wanted = _reference(model, graph, plan, inputs, named)
     precise = to_double(small)
     set_training(precise, False)
-    with torch.no_grad(), plain_kernels(), untouched(precise):
+    with torch.no_grad(), plain_kernels(), untouched(precise), _running("shrunk"):
         with ExactKernels():  # type: ignore[no-untyped-call]
             got = tensors(precise(*_copies(inputs), **_copies(named)))
     if len(got) != len(wanted.outputs):
@@ -134,9 +135,21 @@ def _reference(
     masked = mask(to_double(model), graph, plan)
     set_training(masked, False)
     mode = _KeptStatistics(graph, graph.alive(plan), masked) if _affected(graph, plan) else None
-    with torch.no_grad(), plain_kernels(), untouched(masked), mode or ExactKernels():  # type: ignore[no-untyped-call]
+    kernels = mode or ExactKernels()  # type: ignore[no-untyped-call]
+    with torch.no_grad(), plain_kernels(), untouched(masked), _running("masked"), kernels:
         outputs = tensors(masked(*_copies(args), **_copies(kwargs)))
     return Reference(outputs, mode.count if mode is not None else 0)
+
+
+@contextlib.contextmanager
+def _running(which: str) -> Iterator[None]:
+    """Say which of the two models failed to run in float64."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise VerificationError(
+            f"the {which} model does not run in float64, so nothing is proved: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _affected(graph: ChannelGraph, plan: Plan) -> bool:
