@@ -1,10 +1,8 @@
 """MACs, parameters and bytes of any plan in closed form, without touching the model.
 
 Every matrix product and convolution on the tape is a constant times the living sizes of a few axes, and every living
-size
-is linear in how many channels of each group stay. So is every axis of every parameter. Counting is then two small
-matrix
-products, and search loops never run the model.
+size is linear in how many channels of each group stay. So is every axis of every parameter. Counting is then two
+small matrix products, and search loops never run the model.
 """
 
 from __future__ import annotations

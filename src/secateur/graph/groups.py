@@ -1,6 +1,4 @@
-"""From ties to groups: one connected-components call says which slots are one channel, equal footprints make a
-group.
-"""
+"""From ties to groups: connected components say which slots are one channel, equal footprints make a group."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Run the model once on tensors without data and write down every operation.
 
-A ``TorchDispatchMode`` sees each ATen operation after composite ones are decomposed, so few kinds remain and any Python
-control flow is fine. Three carriers are tried in this order: plain meta tensors (lightest), fake tensors (for models
-that
-ask tensors for their device or mix in constants), real tensors (for models with ``.item()`` or NumPy inside).
-Nothing of the model changes: parameters are swapped in its dictionaries and put back, and so is all the rest.
+A ``TorchDispatchMode`` sees each ATen operation after composite ones are decomposed, so few kinds remain and any
+Python control flow is fine. Three carriers are tried in this order: plain meta tensors (lightest), fake tensors (for
+models that ask tensors for their device or mix in constants), real tensors (for models with ``.item()`` or NumPy
+inside). Nothing of the model changes: parameters are swapped in its dictionaries and put back, and so is all the
+rest.
 """
 
 from __future__ import annotations

@@ -7,8 +7,7 @@ layer's kernels, and retraining recovers the accuracy, without sparse libraries.
 Where we differ, and why:
 
 - Channels that several weights make (gate and up projection of a gated unit, query, key and value of a head) are
-scored by
-  the sum over all of them; the paper has one filter per channel.
+  scored by the sum over all of them; the paper has one filter per channel.
 - The paper chooses a fraction per layer by hand from sensitivity curves; here the fraction is the same for every group
   unless `allocation` says otherwise, and the budget is met exactly instead of by rounding per layer.
 - Residual streams without a projection stay whole, as in the paper's identity shortcuts (section 3.3); with a 1x1

@@ -1,12 +1,11 @@
 """Random pruning: the control that no comparison may leave out.
 
 Every group loses the same fraction, as a filter method with uniform allocation would take, but which channels go is
-drawn
-at random. Under one fixed recipe this beats several published methods, so it is the bar.
+drawn at random. Under one fixed recipe this beats several published methods, so it is the bar.
 
 Source: the control of Liu et al. 2019, "Rethinking the Value of Network Pruning", arXiv:1810.05270, and of Blalock et
-al.
-2020, "What is the State of Neural Network Pruning?", arXiv:2003.03033. Where we differ: none; both leave the draw open.
+al. 2020, "What is the State of Neural Network Pruning?", arXiv:2003.03033. Where we differ: none; both leave the draw
+open.
 """
 
 from __future__ import annotations

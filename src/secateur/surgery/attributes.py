@@ -1,9 +1,8 @@
 """Make the numbers that modules remember agree with their narrower tensors.
 
 Torch's own layers have a table. For any other module the tape says which sizes its views, splits and slices used and
-what
-they must become; the module's attributes with that value are candidates. A replay of the tape on tensors without data
-then proves that every shape is as expected, and settles what is ambiguous. What cannot be settled raises.
+what they must become; the module's attributes with that value are candidates. A replay of the tape on tensors without
+data then proves that every shape is as expected, and settles what is ambiguous. What cannot be settled raises.
 """
 
 from __future__ import annotations

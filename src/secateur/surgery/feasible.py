@@ -1,9 +1,8 @@
 """Which groups a model's own code lets go.
 
-Some forward passes derive one width from another (``C // num_heads`` of a stream that may be cut on its own) or hold a
-number that no attribute holds. A rehearsal on tensors without data finds the groups whose cut the code cannot
-express, so
-that a plan can leave them whole instead of failing.
+Some forward passes derive one width from another (``C // num_heads`` of a stream that may be cut on its own) or hold
+a number that no attribute holds. A rehearsal on tensors without data finds the groups whose cut the code cannot
+express, so that a plan can leave them whole instead of failing.
 """
 
 from __future__ import annotations

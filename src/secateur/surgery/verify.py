@@ -1,9 +1,8 @@
 """Prove that a shrunk model computes what the masked original computes, in float64.
 
 Where removed channels enter a statistic (the mean and variance of a norm, a mean or softmax over channels, a product
-of two
-activations), "masked" means: full width, but that one operation is taken over kept channels only. The tape knows which
-operations these are. Everything else of the reference runs at full width on zeroed weights.
+of two activations), "masked" means: full width, but that one operation is taken over kept channels only. The tape
+knows which operations these are. Everything else of the reference runs at full width on zeroed weights.
 """
 
 from __future__ import annotations

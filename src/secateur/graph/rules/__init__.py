@@ -1,8 +1,8 @@
 """How each family of operations passes labels on: one small file per family.
 
 A rule is a function ``rule(labels, op)`` that sets the layers of the results. ``RULES`` maps an operation's name
-(without
-overload and in-place underscore) to its rule. An operation that has none freezes every channel that touches it.
+(without overload and in-place underscore) to its rule. An operation that has none freezes every channel that touches
+it.
 """
 
 from __future__ import annotations
