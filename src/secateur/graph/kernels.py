@@ -46,6 +46,10 @@ def _like_first(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return torch.empty_like(x)
 
 
+def _itself(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x
+
+
 def _batch_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
 
@@ -68,6 +72,14 @@ SHAPES: dict[Any, Callable[..., Any]] = {
     aten.native_layer_norm.default: _layer_norm,
     aten.addmm.default: _addmm,
     aten.gelu.default: _like_first,
+    aten.hardsigmoid.default: _like_first,
+    aten.hardswish.default: _like_first,
+    aten.hardswish_.default: _itself,
+    aten.hardtanh.default: _like_first,
+    aten.hardtanh_.default: _itself,
+    aten.sigmoid.default: _like_first,
+    aten.silu.default: _like_first,
+    aten.silu_.default: _itself,
     aten._safe_softmax.default: _like_first,
 }
 
