@@ -6,5 +6,6 @@ from ._problem import Problem as Problem
 from .l1_filter import L1Filter as L1Filter
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
+from .thinet import ThiNet as ThiNet
 
-__all__ = ["Decision", "L1Filter", "Method", "Problem", "Random", "Sensitivity"]
+__all__ = ["Decision", "L1Filter", "Method", "Problem", "Random", "Sensitivity", "ThiNet"]
