@@ -62,6 +62,16 @@ CATALOGUE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry(
+            "cfp",
+            "Cfp",
+            "automatic",
+            "Singh et al. 2020, Leveraging Filter Correlations for Deep Model Compression, arXiv:1811.10559",
+            ("data", "labels", "training"),
+            "of two correlated filters one goes, after training has made them more alike",
+            waives=("nested",),
+            brief={"epochs": 1, "finetune_epochs": 1, "step": 0.25},
+        ),
+        Entry(
             "l1_filter",
             "L1Filter",
             "predefined",
