@@ -10,13 +10,17 @@ import pytest
 import torch
 from torch import nn
 
+from secateur import prune
 from secateur.budget import Budget, Limits
 from secateur.errors import MethodError
 from secateur.graph import trace
 from secateur.methods import Cfp, Problem
+from secateur.methods._compensate import compensated
 from secateur.methods._filters import JointFilters
 from secateur.methods.cfp import correlations, pair_penalty, strongest_pairs
 from secateur.train import ClassificationTask
+
+from ..contract.cases import CASES
 
 STILL = {"epochs": 0, "finetune_epochs": 0}  # choose only
 
@@ -232,6 +236,98 @@ def test_global_allocation_takes_from_the_group_with_the_closest_pairs():
     wide = nn.Sequential(*model[:2], nn.Conv2d(4, 4, 1), nn.ReLU(), *model[2:])
     wide[2].weight.data = torch.eye(4).roll(1, 0).mul(torch.tensor([1.0, 2.0, 3.0, 4.0]))[:, :, None, None]
     assert removed(wide, Cfp(**STILL, allocation="global"), remove=0.125) == {"0": (0,)}
+
+
+def twins(activation, *behind, kernel=2, padding=0):
+    """Filters A, 2 A and B with biases that make channel 1 twice channel 0 plus a constant; zero after 3 and 5."""
+    model = nn.Sequential(nn.Conv2d(1, 3, kernel, padding=padding), activation, *behind).eval()
+    model[0].weight.data = torch.tensor([A, [2 * x for x in A], B]).view(3, 1, 2, 2)
+    model[0].bias.data = torch.tensor([0.1, 0.2 if isinstance(activation, nn.ReLU) else 0.7, -0.3])
+    return model
+
+
+READERS = {
+    "convolution": lambda: [nn.Conv2d(3, 2, 2), nn.Flatten(), nn.Linear(32, 2)],
+    "grouped convolution": lambda: [nn.Conv2d(3, 3, 1, groups=3), nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(64, 2)],
+    "transposed convolution": lambda: [nn.ConvTranspose2d(3, 2, 1), nn.Flatten(), nn.Linear(50, 2)],
+    "flattened map": lambda: [nn.Flatten(), nn.Linear(75, 2)],
+    "two layers": lambda: [Both()],
+    "batch norm without bias": lambda: [
+        nn.Conv2d(3, 2, 2, bias=False),
+        nn.BatchNorm2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 2),
+    ],
+}
+
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.head((self.one(x) + torch.tanh(self.two(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Identity])
+@pytest.mark.parametrize("reader", READERS)
+def test_compensation_is_exact_for_channels_on_a_line(reader, activation):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = twins(activation(), *READERS[reader]())
+    if reader == "batch norm without bias":
+        model[3].running_var.fill_(0.5)
+    images = batches()[0][0]
+    budget, repair = Budget(1 / trace(model, images).channel_count), ()
+    given = {"budget": budget, "data": batches(), "task": ClassificationTask(), "repair": repair}
+    with torch.no_grad():
+        wanted = model(images)
+        for compensate in (True, False):
+            method = Cfp(**STILL, compensate=compensate, allocation={"0": 1.0})
+            found = prune(model, images, method=method, **given)
+            assert found.plan.removed("0") == (0,)
+            assert torch.allclose(found.model(images), wanted, atol=1e-5) == compensate
+
+
+def test_compensation_takes_the_constant_of_a_filter_of_zeros():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = twins(nn.ReLU(), nn.Conv2d(3, 2, 2), nn.Flatten(), nn.Linear(32, 2))
+    model[0].weight.data[2], model[0].bias.data[2] = 0.0, 0.9
+    images = batches()[0][0]
+    method = Cfp(**STILL, compensate=True, allocation={"0": 1.0})
+    given = {"data": batches(), "task": ClassificationTask(), "repair": (), "budget": Budget(0.2)}
+    found = prune(model, images, method=method, **given)
+    assert found.plan.removed("0") == (2,)
+    torch.testing.assert_close(found.model(images), model(images))
+
+
+def test_compensation_fits_the_line_by_least_squares():
+    model = twins(nn.ReLU(), nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(50, 2))
+    graph, data = trace(model, batches()[0][0]), batches()
+    moved = compensated(model, graph, {"0": [(0, 2)]}, data, ClassificationTask())
+    with torch.no_grad():
+        read = torch.cat([model[:2](images) for images, _ in data]).transpose(0, 1).flatten(1).double().numpy()
+        slope, constant = np.polyfit(read[0], read[2], 1)
+        change = moved[2].weight[:, 0, 0, 0] - model[2].weight[:, 0, 0, 0]
+        torch.testing.assert_close(change, slope.item() * model[2].weight[:, 2, 0, 0])
+        change = moved[2].bias - model[2].bias
+        torch.testing.assert_close(change, constant.item() * model[2].weight[:, 2, 0, 0])
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_compensation_keeps_the_promises_of_exact_surgery_on_every_kind_of_model(case):
+    result = prune(
+        case.model(),
+        case.images(),
+        method=Cfp(**STILL, compensate=True),
+        budget=Budget(0.3),
+        graph=case.graph,
+        data=case.data(),
+        task=ClassificationTask(),
+    )
+    assert result.verification.is_exact
 
 
 @pytest.mark.parametrize(

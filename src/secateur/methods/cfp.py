@@ -27,6 +27,8 @@ Where we differ, and why:
   group than `step` of it, nor more than half of what is left.
 - A filter of zeros has no correlation, and adds nothing but a constant: such filters go before any pair. Other constant
   filters count as uncorrelated.
+- ``compensate=True`` is our addition: before filter b of a pair goes, the straight line that predicts its channel from
+  that of a, fitted on the data where the next layers read both, is folded into those layers' weights and biases.
 - Removed channels stay in the working copy as zeros until the end. Where they enter a LayerNorm, training therefore
   sees statistics with these zeros, and the cut takes them out.
 """
@@ -48,11 +50,12 @@ from ..plan import Plan
 from ..train.attachment import Attachment, Moment
 from ..train.randomness import epoch_seed
 from ..train.schedules import Recipe
+from ._compensate import compensated
 from ._filters import JointFilters
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible
 from ._sensitivity_measure import clone
-from ._training import HeldAtZero, train_, training_data
+from ._training import HeldAtZero, blamed, train_, training_data
 
 log = logging.getLogger(__name__)
 Pair = tuple[int, int]
@@ -146,6 +149,7 @@ class Cfp:
         lr: learning rate of both, constant.
         momentum: of SGD.
         weight_decay: of SGD.
+        compensate: fold what a filter that goes shares with the one that stays into the next layers. Ours.
         allocation: "uniform", "global" (the group of the closest pairs first) or {module path: relative fraction}.
         residual: "projection", "skip" or "prune": what happens to residual streams.
 
@@ -160,6 +164,7 @@ class Cfp:
     lr: float = 0.001
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    compensate: bool = False
     allocation: Allocation = "uniform"
     residual: str = "projection"
 
@@ -245,6 +250,8 @@ class _Run:
         if pairs:
             self._train(self.method.epochs, _PulledTogether(self.method.penalty, self.filters, pairs))
         pairs = {name: _weaker_last(self.filters[name].read(self.model), own) for name, own in pairs.items()}
+        if self.method.compensate:
+            self._compensate(choices, pairs)
         for name, choice in choices.items():
             self._gone[name].update((i, (self.episode_count, 1.0)) for i in choice.zeros)
             taken = pairs.get(name, ())
@@ -264,6 +271,16 @@ class _Run:
         strength = correlations(filters).abs()
         return _Choice(gone, strongest_pairs(strength, others, min(count - len(gone), len(others) // 2)), strength)
 
+    def _compensate(self, choices: Mapping[str, _Choice], pairs: Mapping[str, list[Pair]]) -> None:
+        data, task = training_data(self.problem, "cfp")
+        every = {}
+        for name, choice in choices.items():
+            going = {*choice.zeros, *(b for _, b in pairs.get(name, ()))}
+            stays = next(i for i in self._left(name) if i not in going)  # any will do: a constant follows from nothing
+            every[name] = [(stays, i) for i in choice.zeros] + pairs.get(name, [])
+        with blamed("cfp", self.problem):
+            self.model = compensated(self.model, self.problem.graph, every, data, task)
+
     def _train(self, epochs: int, *attachments: Attachment) -> None:
         if epochs:
             seed = epoch_seed(self.problem.seed, self.episode_count)
@@ -273,8 +290,9 @@ class _Run:
     def decision(self) -> Decision:
         """Return plan, scores and, if anything was trained, the working copy."""
         scores = {name: self._scores(name) for name in self.filters}
-        is_trained = self.episode_count and (self.method.epochs or self.method.finetune_epochs)
-        return Decision(self.plan, self.model if is_trained else None, scores)
+        method = self.method
+        is_new = self.episode_count and (method.epochs or method.finetune_epochs or method.compensate)
+        return Decision(self.plan, self.model if is_new else None, scores)
 
     def _scores(self, name: str) -> Tensor:
         filters, left = self.filters[name].read(self.model).detach().double().cpu(), self._left(name)
