@@ -37,7 +37,9 @@ class JointFilters:
         Raises:
             MethodError: no weight makes these channels, or its filters differ in size.
         """
-        places = {member.tensor: _positions(graph, group, member.tensor, member.axis) for member in _once(graph, group)}
+        places = {
+            member.tensor: positions_in(graph, group, member.tensor, member.axis) for member in _once(graph, group)
+        }
         if not places:
             raise MethodError(
                 f"no weight makes the channels of {group.name!r}, so they have no filters: protect=[{group.name!r}]."
@@ -58,7 +60,7 @@ def _once(graph: ChannelGraph, group: ChannelGroup) -> list[Any]:
     return list({member.tensor: member for member in producers(graph, group)}.values())
 
 
-def _positions(graph: ChannelGraph, group: ChannelGroup, name: str, axis: int) -> Tensor:
+def positions_in(graph: ChannelGraph, group: ChannelGroup, name: str, axis: int) -> Tensor:
     """Return (width, elements per channel) which places of the flattened tensor belong to each channel, in order."""
     rank = np.full(int(graph.component.max(initial=0)) + 1, -1)
     rank[group.channels] = np.arange(group.width)
