@@ -237,7 +237,7 @@ class Selection:
                 parameter.requires_grad_(True)
             loss = self._loss(inputs, batch, sources, targets)
             if not bool(loss.isfinite()):
-                raise TrainingError(f"the loss of a selection became {float(loss)}: lower its lr, or look at the data.")
+                raise TrainingError(f"the loss of a selection became {loss.item()}: lower its lr, or look at the data.")
             names = list(self.parameters)
             found = torch.autograd.grad(loss, [self.parameters[name] for name in names], allow_unused=True)
         finally:

@@ -300,7 +300,7 @@ class _Run:
     def _step(self, optimizer: torch.optim.Optimizer, lr: float, loss: Tensor) -> None:
         if not bool(loss.isfinite()):
             raise TrainingError(
-                f"the loss became {float(loss)} in epoch {self.epoch_count} of the stages, at lr {lr:g}: "
+                f"the loss became {loss.item()} in epoch {self.epoch_count} of the stages, at lr {lr:g}: "
                 "lower stage_lr, or look for bad values in the data."
             )
         for group in optimizer.param_groups:
