@@ -260,6 +260,28 @@ def test_attention_is_a_consumer_with_a_packed_weight():
     torch.testing.assert_close(norms, grad.detach().norm(dim=0))
 
 
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight / (self.weight.std((1, 2, 3), keepdim=True) + 1e-3), self.bias)
+
+
+def test_computed_weights_are_selected_by_the_classifiers_loss_alone(caplog):
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(1, 4, 2), nn.ReLU(), Standardised(4, 3, 2), *mean_and_linear(3)))
+    decision = Dcp(**STILL, allocation={"0": 1.0}).decide(problem(model, images(), 0.2))
+    assert len(decision.plan.kept["0"]) == 2
+    assert "reconstruction error is left out" in caplog.text
+    with pytest.raises(MethodError, match="use penalty > 0"):
+        Dcp(**STILL, penalty=0.0, allocation={"0": 1.0}).decide(problem(model, images(), 0.2))
+
+
+def test_weights_normalised_by_their_own_length_are_refused():
+    model = deep(depth=3)
+    nn.utils.parametrizations.weight_norm(model[2])
+    with pytest.raises(MethodError, match="no value at zero"):
+        Dcp(**STILL).decide(problem(model, images(), 0.2))
+
+
 def test_head_is_a_linear_layer_on_the_mean_of_what_is_positive_after_normalisation():
     head = AuxiliaryHead(2, 3, axis=1)
     nn.init.normal_(head.linear.weight, generator=torch.Generator().manual_seed(0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,28 +29,24 @@ class Reading:
 
     Attributes:
         product: which.
+        parameter: name of the parameter that its weight is, or is computed from.
         places: (width, elements) where the columns of each channel lie in the flattened parameter.
         layout: shape, strides and offset by which the product takes the parameter; None if it computes its weight.
     """
 
     product: Product
+    parameter: str
     places: Tensor
     layout: tuple[Any, Any, int] | None
 
-    @property
-    def parameter(self) -> str:
-        """Name of the parameter."""
-        return self.product.site.weight
-
     @classmethod
-    def of(cls, model: nn.Module, graph: ChannelGraph, group: ChannelGroup, product: Product) -> Reading:
-        """Find the columns."""
-        view = weight_view(model, graph, product)
+    def of(cls, model: nn.Module, graph: ChannelGraph, group: ChannelGroup, product: Product) -> Reading | None:
+        """Find the columns; None if no parameter has them."""
+        parameters = dict(model.named_parameters())
+        view = weight_view(model, graph, product) if product.site.weight in parameters else None
         if view is None:
-            axis = next(m.axis for m in group.members if m.tensor == product.site.weight and m.role not in ("out", "0"))
-            log.warning("%r is computed from a parameter: its reconstruction error is left out", product.site.weight)
-            return cls(product, positions_in(graph, group, product.site.weight, axis), None)
-        parameter = model.get_parameter(product.site.weight)
+            return cls._computed(parameters, graph, group, product)
+        parameter = parameters[product.site.weight]
         layout = (view.size(), view.stride(), int(view.storage_offset()) - int(parameter.storage_offset()))
         numbers = torch.empty_strided(parameter.size(), parameter.stride(), dtype=torch.long)
         numbers.copy_(torch.arange(parameter.numel()).view(parameter.shape))
@@ -65,7 +61,18 @@ class Reading:
         channels = product.channels_of(graph, group)
         columns = kernel.unflatten(2, (channels.shape[1], -1)).transpose(1, 2)  # (groups, in, out, taps)
         own = [columns[torch.from_numpy(channels == i)].reshape(-1) for i in range(group.width)]
-        return cls(product, torch.stack(own), layout)
+        return cls(product, product.site.weight, torch.stack(own), layout)
+
+    @classmethod
+    def _computed(
+        cls, parameters: Mapping[str, Tensor], graph: ChannelGraph, group: ChannelGroup, product: Product
+    ) -> Reading | None:
+        """Find the columns in what the weight is computed from."""
+        for member in group.members:
+            if member.module == product.module and member.role not in ("out", "0") and member.tensor in parameters:
+                log.warning("%r is computed: its reconstruction error is left out", product.site.weight)
+                return cls(product, member.tensor, positions_in(graph, group, member.tensor, member.axis), None)
+        return None
 
     def output(self, seen: Seen, parameter: Tensor) -> Tensor:
         """Return what the product gives for what it read, with gradients for the parameter."""
@@ -80,18 +87,14 @@ class Reading:
 
 
 def readings(model: nn.Module, graph: ChannelGraph, name: str, known: Sequence[Product]) -> list[Reading]:
-    """Return how every product with a parameter of its own reads a group.
+    """Return how every product whose weight is or comes from a parameter reads a group.
 
     Raises:
         MethodError: none does.
     """
-    parameters = dict(model.named_parameters())
     group = graph.groups[name]
-    found = [
-        Reading.of(model, graph, group, product)
-        for product in readers(graph, group, known)
-        if product.site.weight in parameters
-    ]
+    own = [Reading.of(model, graph, group, product) for product in readers(graph, group, known)]
+    found = [read for read in own if read is not None]
     if not found:
         raise MethodError(
             f"no layer reads the channels of {name!r}, so none can be selected for it: protect=[{name!r}]."
@@ -237,7 +240,10 @@ class Selection:
                 parameter.requires_grad_(True)
             loss = self._loss(inputs, batch, sources, targets)
             if not bool(loss.isfinite()):
-                raise TrainingError(f"the loss of a selection became {loss.item()}: lower its lr, or look at the data.")
+                raise TrainingError(
+                    f"the loss of a selection became {loss.item()}: lower its lr, or look at the data. "
+                    "A weight that is normalised by its own length has no value at zero: remove that first."
+                )
             names = list(self.parameters)
             found = torch.autograd.grad(loss, [self.parameters[name] for name in names], allow_unused=True)
         finally:
