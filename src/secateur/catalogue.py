@@ -62,6 +62,26 @@ CATALOGUE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry(
+            "cfp",
+            "Cfp",
+            "predefined",
+            "Singh et al. 2020, Leveraging Filter Correlations for Deep Model Compression, arXiv:1811.10559",
+            ("data", "labels", "training"),
+            "of two correlated filters one goes, after training has made them more alike",
+            waives=("nested",),
+            brief={"epochs": 1, "finetune_epochs": 1, "step": 0.25},
+        ),
+        Entry(
+            "dcp",
+            "Dcp",
+            "predefined",
+            "Zhuang et al. 2018, Discrimination-aware Channel Pruning for Deep Neural Networks, arXiv:1810.11809",
+            ("data", "labels", "training"),
+            "channels stay that rebuild the next layer and help classifiers on intermediate layers",
+            waives=("nested",),
+            brief={"heads": 1, "stage_epochs": 1, "channels_per_step": 4, "selection_batches": 1},
+        ),
+        Entry(
             "l1_filter",
             "L1Filter",
             "predefined",
