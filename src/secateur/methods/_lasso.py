@@ -65,11 +65,14 @@ def _down_to(gram: Array, target: Array, count: int) -> Array:
     while True:
         path, is_whole = _path(gram, target, steps)
         large = np.abs(path) > DUST * np.abs(path).max(initial=0.0)
-        enough = np.flatnonzero(large.sum(axis=0) >= count)
+        found = large.sum(axis=0)
+        enough = np.flatnonzero(found >= count)
         if len(enough) or is_whole:
             knot = enough[0] if len(enough) else -1
             return np.asarray(path[:, knot] * large[:, knot])
-        steps += max(steps // 2, 8)
+        steps += (
+            2 * int(count - found[-1]) + steps // 16 + 4
+        )  # each channel that left took a step, and one to come back
 
 
 def _path(gram: Array, target: Array, steps: int) -> tuple[Array, bool]:
