@@ -6,6 +6,7 @@ from ._problem import Problem as Problem
 from .cfp import Cfp as Cfp
 from .dcp import Dcp as Dcp
 from .l1_filter import L1Filter as L1Filter
+from .lasso_channels import LassoChannels as LassoChannels
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
 from .thinet import ThiNet as ThiNet
@@ -15,6 +16,7 @@ __all__ = [
     "Dcp",
     "Decision",
     "L1Filter",
+    "LassoChannels",
     "Method",
     "Problem",
     "Random",
