@@ -62,12 +62,29 @@ CATALOGUE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry(
+            "fpgm",
+            "Fpgm",
+            "predefined",
+            "He et al. 2019, Filter Pruning via Geometric Median, arXiv:1811.00250",
+            (),
+            "filters nearest to the geometric median of their layer go",
+            waives=("dead_first",),
+        ),
+        Entry(
             "l1_filter",
             "L1Filter",
             "predefined",
             "Li et al. 2017, Pruning Filters for Efficient ConvNets, arXiv:1608.08710",
             (),
             "filters with the smallest sum of absolute weights go",
+        ),
+        Entry(
+            "l2_filter",
+            "L2Filter",
+            "predefined",
+            "He et al. 2018, Soft Filter Pruning for Accelerating Deep CNNs, arXiv:1808.06866 (its criterion)",
+            (),
+            "filters with the smallest Euclidean norm go",
         ),
         Entry(
             "random",
