@@ -62,6 +62,15 @@ CATALOGUE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry(
+            "bn_scale",
+            "BnScale",
+            "predefined",
+            "Liu et al. 2017, Learning Efficient Convolutional Networks through Network Slimming, arXiv:1708.06519 "
+            "(its criterion)",
+            (),
+            "channels that their normalisation scales least go",
+        ),
+        Entry(
             "fpgm",
             "Fpgm",
             "predefined",

@@ -3,10 +3,11 @@
 from ._problem import Decision as Decision
 from ._problem import Method as Method
 from ._problem import Problem as Problem
+from .bn_scale import BnScale as BnScale
 from .fpgm import Fpgm as Fpgm
 from .l1_filter import L1Filter as L1Filter
 from .l2_filter import L2Filter as L2Filter
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
 
-__all__ = ["Decision", "Fpgm", "L1Filter", "L2Filter", "Method", "Problem", "Random", "Sensitivity"]
+__all__ = ["BnScale", "Decision", "Fpgm", "L1Filter", "L2Filter", "Method", "Problem", "Random", "Sensitivity"]
