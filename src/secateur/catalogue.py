@@ -112,6 +112,14 @@ CATALOGUE: dict[str, Entry] = {
             ("data", "labels"),
             "every group loses as much as costs the same validation accuracy, cut on its own",
         ),
+        Entry(
+            "taylor",
+            "Taylor",
+            "automatic",
+            "Molchanov et al. 2019, Importance Estimation for Neural Network Pruning, arXiv:1906.10771",
+            ("data", "labels"),
+            "channels with the smallest first-order effect on the loss go",
+        ),
     )
 }
 

@@ -9,5 +9,17 @@ from .l1_filter import L1Filter as L1Filter
 from .l2_filter import L2Filter as L2Filter
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
+from .taylor import Taylor as Taylor
 
-__all__ = ["BnScale", "Decision", "Fpgm", "L1Filter", "L2Filter", "Method", "Problem", "Random", "Sensitivity"]
+__all__ = [
+    "BnScale",
+    "Decision",
+    "Fpgm",
+    "L1Filter",
+    "L2Filter",
+    "Method",
+    "Problem",
+    "Random",
+    "Sensitivity",
+    "Taylor",
+]
