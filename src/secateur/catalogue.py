@@ -80,6 +80,15 @@ CATALOGUE: dict[str, Entry] = {
             waives=("dead_first",),
         ),
         Entry(
+            "hrank",
+            "Hrank",
+            "predefined",
+            "Lin et al. 2020, HRank: Filter Pruning using High-Rank Feature Map, arXiv:2002.10179",
+            ("data",),
+            "channels whose feature maps have the lowest mean rank go",
+            waives=("order_free",),
+        ),
+        Entry(
             "l1_filter",
             "L1Filter",
             "predefined",

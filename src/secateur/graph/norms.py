@@ -6,7 +6,7 @@ back from a tensor to the nearest of these says what made its channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,9 @@ class Flow:
         own = {member.tensor for member in group.members}
         return [norm for norm in self.norms if norm.gain in own]
 
-    def behind(self, group: ChannelGroup, ref: Ref, before: int) -> set[int]:
+    def behind(
+        self, group: ChannelGroup, ref: Ref, before: int, is_end: Callable[[Op], bool] | None = None
+    ) -> set[int]:
         """Return the operations where a group's channels in a tensor come from, as positions on the tape.
 
         These are the nearest products and normalisations with a gain, and what has no labelled input (a look-up).
@@ -75,7 +77,9 @@ class Flow:
             group: whose channels.
             ref: the tensor.
             before: position on the tape of the operation that reads it.
+            is_end: where to stop instead.
         """
+        is_end = is_end or (lambda op: op.index in self._ends)
         mine = np.zeros(int(self._graph.component.max(initial=0)) + 1, dtype=bool)
         mine[group.channels] = True
         found: set[int] = set()
@@ -86,7 +90,7 @@ class Flow:
             if op.index in seen:
                 continue
             seen.add(op.index)
-            further = [] if op.index in self._ends else [m for r in op.refs() for m in self._makers(r, op.index, mine)]
+            further = [] if is_end(op) else [m for r in op.refs() for m in self._makers(r, op.index, mine)]
             waiting += further
             if not further:
                 found.add(op.index)

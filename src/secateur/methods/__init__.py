@@ -5,6 +5,7 @@ from ._problem import Method as Method
 from ._problem import Problem as Problem
 from .bn_scale import BnScale as BnScale
 from .fpgm import Fpgm as Fpgm
+from .hrank import Hrank as Hrank
 from .l1_filter import L1Filter as L1Filter
 from .l2_filter import L2Filter as L2Filter
 from .random import Random as Random
