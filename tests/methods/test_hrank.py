@@ -155,6 +155,37 @@ def test_a_head_is_a_matrix_of_tokens_by_dimensions_whatever_the_batch_size():
         assert scores_of(Heads(), [batch], "qkv", example=example) == pytest.approx([5 / 3, 2 / 3])
 
 
+def test_what_counts_ranks_is_not_taken_for_an_operation_of_the_model():
+    """Adding up the ranks of the heads once hid the addition behind them."""
+
+    class Model(Heads):
+        def __init__(self):
+            super().__init__()
+            self.side, self.head = nn.Linear(3, 2), nn.Linear(2, 1)
+
+        def forward(self, x):
+            return self.head(super().forward(x) + self.side(x))
+
+    batch = torch.stack([torch.eye(3), torch.diag(torch.tensor([1.0, 1.0, 0.0])), torch.zeros(3, 3)])
+    found = Hrank(residual="prune").decide(problem(Model(), [batch], remove=0.2))
+    assert found.scores["qkv"].tolist() == pytest.approx([5 / 3, 2 / 3])
+    assert found.scores["out"].shape == (2,)
+
+
+def test_attention_modules_are_found_again_whatever_kernels_they_run_on():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 1)
+
+        def forward(self, x):
+            return self.head(self.mix(x, x, x)[0])
+
+    batch = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    for example in (batch[:1], batch[:2], batch):
+        assert scores_of(Model(), [batch], "mix", example=example) == [2.0, 2.0]
+
+
 def test_volumes_are_matrices_with_the_last_axis_as_columns():
     model = nn.Sequential(nn.Conv3d(1, 2, 1, bias=False), nn.ReLU(), nn.Conv3d(2, 1, 1))
     model[0].weight.data = torch.ones(2, 1, 1, 1, 1)

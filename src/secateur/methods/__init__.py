@@ -16,6 +16,7 @@ __all__ = [
     "BnScale",
     "Decision",
     "Fpgm",
+    "Hrank",
     "L1Filter",
     "L2Filter",
     "Method",

@@ -2,7 +2,8 @@
 
 A feature of a group is the last operation before a reader that computes something: an activation, an addition, a
 normalisation. What only moves, joins, pools or averages numbers stands between it and the reader. At run time it is
-found again by the module that runs it, its name, and how often that module ran such an operation before.
+found again by the module that runs it, its kind, and how often that module ran one of that kind before. A linear layer
+or an attention call counts as one, since the kernels that it is made of depend on strides and sizes.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from ..errors import MethodError
 from ..graph.groups import ChannelGraph, ChannelGroup
 from ..graph.labels import axes, compact
 from ..graph.norms import Flow
-from ..graph.products import readers
+from ..graph.products import MATRIX_PRODUCTS, readers
 from ..graph.rules import RULES
-from ..graph.tape import ModuleWatch, Op, op_name, plain_kernels, tensors
+from ..graph.tape import CallWatch, ModuleWatch, Op, op_name, plain_kernels, tensors
 from ..train.task import Inputs
 
 PASSIVE = ("indexing", "movement", "pooling", "reduction")  # families of rules
+CALL = "call"  # kind of a composite call
 MANY_NAMED = ("batch_norm", "convolution", "group_norm", "layer_norm")  # rules of kernels that go by several names
 
 
@@ -94,7 +96,9 @@ def features(graph: ChannelGraph, flow: Flow, group: ChannelGroup) -> list[Featu
     behind: set[int] = set()
     for product in readers(graph, group, flow.products):
         behind |= flow.behind(group, product.source, product.op.index, lambda op: not _is_passive(op))
-    found = (_feature(graph, group, graph.tape.ops[k], keys[k]) for k in sorted(behind))
+    last = {op.call: op.index for op in graph.tape.ops if op.call}  # the result of a call is that of its last operation
+    shown = sorted({last.get(graph.tape.ops[k].call, k) for k in behind})
+    found = (_feature(graph, group, graph.tape.ops[k], keys[k]) for k in shown)
     return [feature for feature in found if feature is not None]
 
 
@@ -106,10 +110,10 @@ def watch_features(model: nn.Module, inputs: Inputs, see: Mapping[Key, Callable[
     """
     args, kwargs = inputs
     modules = ModuleWatch(model)
-    watch = _Watch(modules, see)
+    sight = _Sight(modules, see)
     with torch.no_grad(), torch.autocast(_device_type(model), enabled=False), _kernels(model), modules.watching():
         try:
-            with watch:
+            with _Calls(sight) as calls, _Ops(sight, calls):
                 model(*args, **kwargs)
         except MethodError:
             raise
@@ -119,7 +123,7 @@ def watch_features(model: nn.Module, inputs: Inputs, see: Mapping[Key, Callable[
                 f"{who}: the model cannot be run, module {modules.failed or type(model).__name__!r} raised "
                 f"{type(error).__name__}: {reason}. The batches of data= have to be what task= expects."
             ) from error
-    missing = sorted(see.keys() - watch.seen)
+    missing = sorted(see.keys() - sight.seen)
     if missing:
         raise MethodError(
             f"{who}: module {missing[0].module!r} did not run {missing[0].kind!r} as it did on the example input: its "
@@ -127,38 +131,77 @@ def watch_features(model: nn.Module, inputs: Inputs, see: Mapping[Key, Callable[
         )
 
 
-class _Watch(TorchDispatchMode):
+class _Sight:
+    """Counts what every module runs, and calls what is to be called."""
+
     def __init__(self, modules: ModuleWatch, see: Mapping[Key, Callable[[Tensor], None]]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.modules, self.see = modules, see
         self.seen: set[Key] = set()
         self.counts: Counter[tuple[str, str]] = Counter()
+        self.is_busy = False  # what is called computes too, and that is none of the model's operations
+
+    def look(self, kind: str, out: Any) -> None:
+        if self.is_busy:
+            return
+        place = self.modules.path, kind
+        key = Key(*place, self.counts[place])
+        self.counts[place] += 1
+        if key in self.see:
+            self.seen.add(key)
+            self.is_busy = True
+            self.see[key](tensors(out)[0])
+            self.is_busy = False
+
+
+class _Calls(CallWatch):
+    """Sees composite calls."""
+
+    def __init__(self, sight: _Sight) -> None:
+        super().__init__()
+        self.sight = sight
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self.count
+        out = super().__torch_function__(func, types, args, kwargs)
+        if self.count > before:
+            self.sight.look(CALL, out)
+        return out
+
+
+class _Ops(TorchDispatchMode):
+    """Sees operations outside composite calls."""
+
+    def __init__(self, sight: _Sight, calls: CallWatch) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sight, self.calls = sight, calls
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func.namespace != "prim":
-            place = self.modules.path, _kind(op_name(func))
-            key = Key(*place, self.counts[place])
-            self.counts[place] += 1
-            if key in self.see:
-                self.seen.add(key)
-                self.see[key](tensors(out)[0])
+        if func.namespace != "prim" and not self.calls.current:
+            self.sight.look(_kind(op_name(func)), out)
         return out
 
 
 def _keys(graph: ChannelGraph) -> list[Key]:
-    """Return the key of each operation on the tape."""
+    """Return the key of each operation on the tape; those of one call have the same."""
     counts: Counter[tuple[str, str]] = Counter()
+    calls: dict[int, Key] = {}
     keys = []
     for op in graph.tape.ops:
-        place = op.module, _kind(op.name)
-        keys.append(Key(*place, counts[place]))
-        counts[place] += 1
+        place = op.module, CALL if op.call else _kind(op.name)
+        key = calls.get(op.call) or Key(*place, counts[place])
+        if op.call not in calls:
+            counts[place] += 1
+        if op.call:
+            calls[op.call] = key
+        keys.append(key)
     return keys
 
 
 def _kind(name: str) -> str:
     rule = RULES.get(name)
+    if name in MATRIX_PRODUCTS:
+        return "product"
     return rule.__name__ if rule is not None and rule.__name__ in MANY_NAMED else name
 
 
