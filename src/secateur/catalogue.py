@@ -129,6 +129,16 @@ CATALOGUE: dict[str, Entry] = {
             ("data", "labels"),
             "channels with the smallest first-order effect on the loss go",
         ),
+        Entry(
+            "thinet",
+            "ThiNet",
+            "predefined",
+            "Luo et al. 2017, ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression, "
+            "arXiv:1707.06342",
+            ("data",),
+            "the channels go that the next layer misses least; the others are scaled",
+            waives=("nested",),
+        ),
     )
 }
 

@@ -11,6 +11,7 @@ from .l2_filter import L2Filter as L2Filter
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
 from .taylor import Taylor as Taylor
+from .thinet import ThiNet as ThiNet
 
 __all__ = [
     "BnScale",
@@ -24,4 +25,5 @@ __all__ = [
     "Random",
     "Sensitivity",
     "Taylor",
+    "ThiNet",
 ]
