@@ -70,6 +70,15 @@ CATALOGUE: dict[str, Entry] = {
             "filters with the smallest sum of absolute weights go",
         ),
         Entry(
+            "nisp",
+            "Nisp",
+            "predefined",
+            "Yu et al. 2018, NISP: Pruning Networks using Neuron Importance Score Propagation, arXiv:1711.05908",
+            ("data",),
+            "channels that pass least on to the ranked responses before the classifier go",
+            waives=("nested",),
+        ),
+        Entry(
             "random",
             "Random",
             "control",

@@ -4,7 +4,8 @@ from ._problem import Decision as Decision
 from ._problem import Method as Method
 from ._problem import Problem as Problem
 from .l1_filter import L1Filter as L1Filter
+from .nisp import Nisp as Nisp
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
 
-__all__ = ["Decision", "L1Filter", "Method", "Problem", "Random", "Sensitivity"]
+__all__ = ["Decision", "L1Filter", "Method", "Nisp", "Problem", "Random", "Sensitivity"]
