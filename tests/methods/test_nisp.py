@@ -26,6 +26,13 @@ def test_two_joined_features_score_the_geometric_series():
     assert path_scores(torch.tensor([[0.0, 0.3], [0.3, 0.0]]), 0.9).tolist() == pytest.approx([9.0, 9.0])
 
 
+def test_the_spectral_radius_is_the_same_for_many_features_as_for_few():
+    edges = feature_graph(torch.randn(40, 300, generator=torch.Generator().manual_seed(0)), 0.5)
+    radius = torch.linalg.eigvalsh(edges).abs().max()
+    step = torch.eye(300).double() - 0.9 / radius * edges
+    torch.testing.assert_close(path_scores(edges, 0.9), torch.linalg.inv(step).sum(dim=1) - 1)
+
+
 def test_edges_are_spread_and_difference_in_order():
     rows = torch.tensor([[0.0, 0.0, 4.0], [1.0, 3.0, 0.0], [2.0, 6.0, 12.0]])
     # standard deviations sqrt(2/3) * (1, 3, 6.11); ranks (0 1 2), (0 1 2), (1 0 2): Spearman 1, 1/2, 1/2
@@ -132,9 +139,13 @@ def test_every_kind_of_junction_follows_the_rule_of_its_layer():
 
 
 def test_batch_norm_counts_as_its_slope():
-    model = nn.Sequential(
-        nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 1, 1)
-    ).double().eval()
+    model = (
+        nn.Sequential(
+            nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 1, 1)
+        )
+        .double()
+        .eval()
+    )
     bn, tops = model[3], torch.tensor([1.0, 2.0, 3.0]).double()
     bn.weight.data, bn.running_var = torch.tensor([-2.0, 1.0, 4.0]).double(), torch.tensor([4.0, 1.0, 0.25]).double()
     after_norm = tops @ model[4].weight[:, :, 0, 0].abs()
@@ -185,10 +196,10 @@ def test_where_scores_are_divided_on_the_way_changes_nothing(monkeypatch):
             torch.testing.assert_close(scores, other[name])
 
 
-def test_a_thousand_layers_do_not_overflow():
-    layers = [m for _ in range(1000) for m in (nn.Linear(4, 4), nn.ReLU())]
+def test_hundreds_of_layers_do_not_overflow():
+    layers = [m for _ in range(300) for m in (nn.Linear(4, 4), nn.ReLU())]
     model = nn.Sequential(*layers, nn.Linear(4, 2))
-    weight = torch.tensor([[9.0, 1.0, 5.0, 2.0]] * 4)  # 17 ** 999 is far beyond float64
+    weight = torch.tensor([[9.0, 1.0, 5.0, 2.0]] * 4)  # 17 ** 299 is far beyond float64
     with torch.no_grad():
         for layer in model:
             if isinstance(layer, nn.Linear) and layer.out_features == 4:
@@ -203,7 +214,7 @@ def test_a_thousand_layers_do_not_overflow():
     (first,) = found
     torch.testing.assert_close(first.scores / first.scores[1], torch.tensor([9.0, 1.0, 5.0, 2.0]).double())
     total = math.log(float(first.scores.sum())) + first.log_scale
-    assert total == pytest.approx(math.log(4) + 999 * math.log(17))
+    assert total == pytest.approx(math.log(4) + 299 * math.log(17))
 
 
 # -- the method ------------------------------------------------------------------------------------------------------
@@ -304,7 +315,7 @@ def test_an_operation_without_a_shadow_is_named_where_it_stands():
 def test_infinite_responses_name_the_layer():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     data = [(torch.full((4, 3), float("inf")), torch.zeros(4).long())]
-    with pytest.raises(MethodError, match="'?2'? reads holds NaN"):
+    with pytest.raises(MethodError, match="what 2 reads holds NaN"):
         Nisp().decide(problem(model, torch.zeros(1, 3), data=data))
 
 

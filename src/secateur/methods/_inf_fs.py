@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.sparse.linalg import eigsh
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -36,8 +37,8 @@ def feature_graph(responses: Tensor, alpha: float) -> Tensor:
     ranks = ranks - ranks.mean(dim=0)
     unit = ranks / ranks.norm(dim=0).where(varies, torch.ones(()).double())
     apart = 1 - (unit.T @ unit).abs().clamp(max=1.0)
-    edges = alpha * sigma + (1 - alpha) * apart
-    return edges * (varies[:, None] & varies)
+    edges: Tensor = alpha * sigma + (1 - alpha) * apart
+    return edges.where(varies[:, None] & varies, 0.0)
 
 
 def path_scores(edges: Tensor, decay: float) -> Tensor:
@@ -58,12 +59,22 @@ def path_scores(edges: Tensor, decay: float) -> Tensor:
     [9.0, 9.0]
     """
     matrix = edges.double()
-    radius = torch.linalg.eigvalsh(matrix).abs().max()
-    if radius == 0:
+    radius = _radius(matrix)
+    if radius <= 0:
         return torch.zeros(len(matrix), dtype=torch.float64)
     one = torch.ones(len(matrix), 1, dtype=torch.float64)
     step = torch.eye(len(matrix), dtype=torch.float64) - decay / radius * matrix
-    return (torch.linalg.solve(step, one) - one).flatten().clamp(min=0.0)
+    scores: Tensor = torch.linalg.solve(step, one) - one
+    return scores.flatten().clamp(min=0.0)
+
+
+def _radius(matrix: Tensor) -> float:
+    """Return the largest eigenvalue of a symmetric matrix without negative entries, which is its spectral radius."""
+    size = len(matrix)
+    if size <= 256 or not bool(matrix.any()):
+        return float(torch.linalg.eigvalsh(matrix)[-1])
+    found = eigsh(matrix.numpy(), k=1, which="LA", v0=np.ones(size), return_eigenvectors=False)
+    return float(found[0])
 
 
 def infinite_feature_scores(responses: Tensor, *, alpha: float = 0.5, decay: float = 0.9) -> Tensor:

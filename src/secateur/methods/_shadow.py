@@ -115,7 +115,9 @@ class ShadowNetwork:
     _see: Callable[[Response, Tensor], Tensor] | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, graph: ChannelGraph, finals: Sequence[Product], names: Sequence[str]) -> ShadowNetwork:
+    def of(
+        cls, model: nn.Module, graph: ChannelGraph, finals: Sequence[Product], names: Sequence[str]
+    ) -> ShadowNetwork:
         """Run the shadow of `model`; scores will be wanted for the groups `names`.
 
         Raises:
@@ -219,7 +221,7 @@ class ShadowNetwork:
                     scores = self._see(response, scores)
             return scores
 
-        tensor.register_hook(seen)  # type: ignore[no-untyped-call]
+        tensor.register_hook(seen)
 
 
 class _Filler:
@@ -330,7 +332,7 @@ def responses_of(graph: ChannelGraph, names: Sequence[str]) -> list[Response]:
 
 
 def _response(graph: ChannelGraph, name: str, maker: Op, uses: Mapping[int, list[Op]]) -> Response | None:
-    """Return where the channels stand after the normalisation that belongs to a layer; None if it makes none of them."""
+    """Return where the channels stand after the normalisation that belongs to a layer; None if it makes none."""
     normed = next((op for op in _followers(maker, uses) if op.name in NORMS), None)
     for op in (normed, maker):
         if op is None:

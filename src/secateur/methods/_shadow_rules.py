@@ -1,7 +1,7 @@
 """What each operation becomes in the shadow network: linear, with non-negative weights and no biases.
 
-A *live* tensor is one that scores flow through; everything else is a known number. Only live operands matter: the shadow
-of an operation that has none is the operation itself.
+A *live* tensor is one that scores flow through; everything else is a known number. Only live operands matter: the
+shadow of an operation that has none is the operation itself.
 """
 
 from __future__ import annotations
@@ -103,10 +103,11 @@ def _larger(op: Op, one: Any, other: Any) -> Tensor:
 def _product(op: Op, one: Any, other: Any, **_: Any) -> Tensor:
     if op.name != "mul":
         if not is_live(one):
-            return _ones(op, other)
+            return _ones(op, other)  # type: ignore[no-any-return]  # one result
         return _total(op, [one if is_live(other) else one / _size_of(other)])
     if is_live(one) and is_live(other):
-        return _ones(op, one) if one is other else _total(op, [one, other])
+        found: Tensor = _ones(op, one) if one is other else _total(op, [one, other])
+        return found
     return _total(op, [one * _size_of(other) if is_live(one) else other * _size_of(one)])
 
 
@@ -184,10 +185,10 @@ def _norm(op: Op, source: Tensor, *args: Any, **_: Any) -> Any:
 
 
 @_enter("max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool2d", "max_pool3d")
-def _max_pool(
-    op: Op, source: Tensor, kernel: Sequence[int], stride: Sequence[int] = (), *rest: Any
-) -> Any:
-    padding, dilation, ceil_mode = (*rest, *([0], [1], False)[len(rest) :])
+def _max_pool(op: Op, source: Tensor, kernel: Sequence[int], stride: Sequence[int] = (), *rest: Any) -> Any:
+    options: list[Any] = [0, (1,), False]
+    options[: len(rest)] = rest
+    padding, dilation, ceil_mode = options
     if any(step != 1 for step in dilation):
         raise NoShadow
     pool: Any = torch.nn.functional.avg_pool2d if "2d" in op.name else torch.nn.functional.avg_pool3d
@@ -291,4 +292,3 @@ def _with_places(op: Op, found: Tensor) -> Any:
     """Return a maximum with where it was, if the operation gives both."""
     rest = [torch.zeros(ref.shape, dtype=torch.long, device=found.device) for ref in op.outs()[1:]]
     return (found, *rest) if rest else found
-

@@ -185,9 +185,11 @@ class _Choice:
     Attributes:
         graph: the channel graph.
         kept: group -> how many channels stay; empty = only look.
-        made: group -> how many responses of it a score reaches; needed to choose.
+        whole: group -> how many responses of it a score reaches; needed to choose.
         chosen: group -> (width,) bool, True = goes; decided in this pass or before.
-        found: group -> scores so far.
+        scores: group -> its scores when it was decided.
+        found: group -> sum of the scores met in this pass.
+        made: group -> how many responses that sum is over.
         pending: group that more than one layer makes and that the pass has met first: it is decided after the pass,
             and nothing else until then.
     """
