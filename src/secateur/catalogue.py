@@ -62,6 +62,17 @@ CATALOGUE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry(
+            "aofp",
+            "Aofp",
+            "automatic",
+            "Ding et al. 2019, Approximated Oracle Filter Pruning for Destructive CNN Width Optimization, "
+            "arXiv:1905.04748",
+            ("data", "labels", "training"),
+            "filters that the next layer does not miss under random masks go while the network trains",
+            waives=("dead_first", "order_free"),
+            brief={"epochs": 3, "iters_per_half": 2, "warmup": 0, "threshold": 1e6},
+        ),
+        Entry(
             "l1_filter",
             "L1Filter",
             "predefined",

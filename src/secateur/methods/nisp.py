@@ -96,7 +96,7 @@ class Nisp:
         samples: largest number of rows (samples, times positions if the final layer sees several) that rank.
         classifier: path of the module whose input is the final response layer; "" = found: the last product before
             each output.
-        allocation: "uniform" (the paper), "global" or {module path: relative fraction}.
+        allocation: "uniform" (the paper), "global", "sensitivity" or {module path: relative fraction}.
         residual: "prune" (the paper's tables cut streams like everything else), "projection" or "skip".
 
     Raises:
@@ -137,10 +137,10 @@ class Nisp:
         shadow.send(tops, whole)
         reached = [name for name in names if name in whole.found]
         _report(names, reached)
+        scores = {name: _relative(whole.found[name]) for name in reached}
         if self.allocation == "global":
-            scores = {name: _relative(whole.found[name]) for name in reached}
             return Decision(plan_from_scores(problem, scores, self.allocation), scores=scores)
-        kept = counts_for(problem, reached, self.allocation)
+        kept = counts_for(problem, reached, self.allocation, scores)
         scores = _interleaved(shadow, tops, kept, whole.made)
         return Decision(plan_from_counts(problem, kept, scores), scores=scores)
 
