@@ -319,6 +319,12 @@ def test_infinite_responses_name_the_layer():
         Nisp().decide(problem(model, torch.zeros(1, 3), data=data))
 
 
+def test_batches_of_another_shape_are_reported():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(MethodError, match="has to fit the model"):
+        Nisp().decide(problem(model, torch.zeros(1, 3), data=[(torch.zeros(4, 5), torch.zeros(4).long())]))
+
+
 def test_no_more_rows_are_read_than_asked_for():
     taken = []
 

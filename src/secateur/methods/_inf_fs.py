@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import eigsh
-from scipy.stats import rankdata
 from torch import Tensor
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Rank each column, from 0; equal values share the mean of their ranks.
+
+    >>> ranks(torch.tensor([[3.0], [1.0], [3.0]])).flatten().tolist()
+    [1.5, 0.0, 1.5]
+    """
+    columns = values.T.contiguous()
+    ordered = columns.sort(dim=1).values
+    below, up_to = (torch.searchsorted(ordered, columns, right=right) for right in (False, True))
+    return ((below + up_to - 1).double() / 2).T
 
 
 def feature_graph(responses: Tensor, alpha: float) -> Tensor:
@@ -33,9 +43,9 @@ def feature_graph(responses: Tensor, alpha: float) -> Tensor:
         return torch.zeros_like(widest)
     low, high = live.min(), live.max()
     sigma = (widest - low) / (high - low) if high > low else torch.ones_like(widest)
-    ranks = torch.from_numpy(np.asarray(rankdata(values.numpy(), axis=0)))
-    ranks = ranks - ranks.mean(dim=0)
-    unit = ranks / ranks.norm(dim=0).where(varies, torch.ones(()).double())
+    order = ranks(values)
+    order = order - order.mean(dim=0)
+    unit = order / order.norm(dim=0).where(varies, torch.ones(()).double())
     apart = 1 - (unit.T @ unit).abs().clamp(max=1.0)
     edges: Tensor = alpha * sigma + (1 - alpha) * apart
     return edges.where(varies[:, None] & varies, 0.0)
@@ -73,6 +83,8 @@ def _radius(matrix: Tensor) -> float:
     size = len(matrix)
     if size <= 256 or not bool(matrix.any()):
         return float(torch.linalg.eigvalsh(matrix)[-1])
+    from scipy.sparse.linalg import eigsh  # a hundred modules, which few need
+
     found = eigsh(matrix.numpy(), k=1, which="LA", v0=np.ones(size), return_eigenvectors=False)
     return float(found[0])
 

@@ -30,10 +30,10 @@ Where we differ, and why:
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,9 +43,7 @@ from torch import Tensor, nn
 
 from ..budget import kept_counts, meet
 from ..errors import BudgetError, MethodError, NothingToPrune
-from ..graph.tape import state_items
 from ..plan import Plan
-from ..surgery.mask import dead_places, neutral
 from ..train.attachment import Attachment, Moment
 from ..train.loop import fit
 from ..train.schedules import Recipe
@@ -53,6 +51,8 @@ from ..train.task import Inputs, Task
 from ._damage import Damages
 from ._problem import Decision, Problem
 from ._scores import counts_for, eligible, plan_from_counts
+from ._sensitivity_measure import clone
+from ._training import HeldAtZero, blamed, training_data
 
 log = logging.getLogger(__name__)
 
@@ -191,12 +191,10 @@ class Aofp:
 
         Raises:
             BudgetError: the budget is not reachable.
-            MethodError: no data, values that are not finite, or a budget not met with ``shortfall="error"``.
+            MethodError: no data, training cannot start or go on, or a budget not met with ``shortfall="error"``.
             NothingToPrune: no group is free to go, or no layer reads any.
-            TrainingError: training cannot start or go on.
         """
-        if problem.data is None or problem.task is None:
-            raise MethodError("aofp trains while it searches: give data= (labelled training batches) and task=.")
+        data, own_task = training_data(problem, "aofp")
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             raise MethodError("aofp searches in one process: every process would mask at random on its own.")
         names = eligible(problem, self.residual)
@@ -208,12 +206,11 @@ class Aofp:
         counts_for(problem, names, "uniform")  # says what can be reached, before any training
         if problem.budget.remove == 0:
             return Decision(Plan.from_removed({}, problem.graph.widths))
-        model, task = copy.deepcopy(problem.model), _Listening(problem.task)
+        model, task = clone(problem.model), _Listening(own_task)
         hunt = _Hunt(problem, self, damages, task, names)
-        try:
-            fit(model, problem.data, task, self._recipe(problem.seed), attachments=[hunt])
-        except _BudgetMet:
-            model.zero_grad(set_to_none=True)
+        with contextlib.suppress(_BudgetMet), blamed("aofp", problem):
+            fit(model, data, task, self._recipe(problem.seed), attachments=[hunt])
+        model.zero_grad(set_to_none=True)
         return hunt.decision(model)
 
     def _recipe(self, seed: int) -> Recipe:
@@ -258,7 +255,7 @@ class _Hunt(Attachment):
         step = method.iters_per_half // len(names)
         self.starts = {name: method.warmup + k * step for k, name in enumerate(names)}
         self.moved: list[tuple[str, int]] = []
-        self.dead: dict[str, Tensor] = {}
+        self.held: HeldAtZero | None = None
 
     def extra_loss(self, moment: Moment) -> None:
         """Draw a mask for every group and see what it does; the loss stays as it is."""
@@ -281,8 +278,9 @@ class _Hunt(Attachment):
                 self.moved += [(name, channel) for channel in gone]
                 is_met = self._trim()
                 log.info("step %d: %s lost %d channels", moment.step + 1, name, len(gone))
-                self.dead = dict(dead_places(self.problem.graph, self._plan()))
-        _hold_(moment.model, self.dead)
+                self.held = HeldAtZero(moment.model, self.problem.graph, self._plan())
+        if self.held is not None:
+            self.held.apply_()
         if is_met:
             raise _BudgetMet
 
@@ -294,7 +292,8 @@ class _Hunt(Attachment):
             order += self._rest()
         kept = self._kept(order)
         scores = {name: self._scores(name) for name in self.searches}
-        return Decision(plan_from_counts(self.problem, kept, scores), model=model, scores=scores)
+        plan = plan_from_counts(self.problem, kept, scores)
+        return Decision(plan, model=model, scores=scores, is_refitted=True)
 
     def _scores(self, name: str) -> Tensor:
         gone = [channel for group, channel in self.moved if group == name]
@@ -352,13 +351,6 @@ class _Hunt(Attachment):
         if method.shortfall == "error":
             raise MethodError(f"{message}; shortfall='fill' removes the least missed channels for the rest.")
         log.warning("%s; the least missed channels go for the rest", message)
-
-
-def _hold_(model: nn.Module, dead: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, tensor in state_items(model):
-            if name in dead:
-                tensor.masked_fill_(dead[name].to(tensor.device), neutral(name))
 
 
 def _mixed(seed: int, number: int) -> int:

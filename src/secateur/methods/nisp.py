@@ -38,16 +38,17 @@ Where we differ, and why:
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..errors import MethodError, NothingToPrune, UnknownName
+from ..errors import MethodError, NothingToPrune, SecateurError, UnknownName
 from ..graph.groups import ChannelGraph
-from ..graph.products import Product, products
+from ..graph.products import Product, Site, products
 from ..train.batches import device_of
+from ..train.task import Inputs
 from ..train.watching import Seen, input_batches, watch
 from ._inf_fs import infinite_feature_scores
 from ._problem import Decision, Problem
@@ -251,10 +252,22 @@ def _responses(problem: Problem, finals: Sequence[Product], most: int) -> dict[i
     with input_batches(problem.data, problem.task, device_of(problem.model)) as batches:
         for inputs in batches:
             see = {p.site: (lambda seen, p=p: found[p.op.index].append(_rows(p, seen))) for p in finals}
-            watch(problem.model, inputs, see)
+            _watched(problem, inputs, see)
             if all(sum(map(len, parts)) >= most for parts in found.values()):
                 break
     return {position: torch.cat(parts)[:most] for position, parts in found.items()}
+
+
+def _watched(problem: Problem, inputs: Inputs, see: Mapping[Site, Callable[[Seen], None]]) -> None:
+    try:
+        watch(problem.model, inputs, see)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        if isinstance(error, SecateurError):
+            raise
+        raise MethodError(
+            f"nisp cannot run the model on a batch of data=: {error}. Every batch has to fit the model, like the "
+            "example input."
+        ) from error
 
 
 def _rows(product: Product, seen: Seen) -> Tensor:
