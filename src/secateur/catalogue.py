@@ -101,6 +101,15 @@ CATALOGUE: dict[str, Entry] = {
             "filters with the smallest sum of absolute weights go",
         ),
         Entry(
+            "lasso_channels",
+            "LassoChannels",
+            "predefined",
+            "He et al. 2017, Channel Pruning for Accelerating Very Deep Neural Networks, arXiv:1707.06168",
+            ("data",),
+            "a sparse regression on the next layer's outputs says which channels stay; least squares re-fits them",
+            waives=("nested",),
+        ),
+        Entry(
             "nisp",
             "Nisp",
             "predefined",

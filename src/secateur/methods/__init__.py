@@ -7,6 +7,7 @@ from .aofp import Aofp as Aofp
 from .cfp import Cfp as Cfp
 from .dcp import Dcp as Dcp
 from .l1_filter import L1Filter as L1Filter
+from .lasso_channels import LassoChannels as LassoChannels
 from .nisp import Nisp as Nisp
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
@@ -18,6 +19,7 @@ __all__ = [
     "Dcp",
     "Decision",
     "L1Filter",
+    "LassoChannels",
     "Method",
     "Nisp",
     "Problem",
