@@ -3,8 +3,9 @@
 from ._problem import Decision as Decision
 from ._problem import Method as Method
 from ._problem import Problem as Problem
+from .influence import Influence as Influence
 from .l1_filter import L1Filter as L1Filter
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
 
-__all__ = ["Decision", "L1Filter", "Method", "Problem", "Random", "Sensitivity"]
+__all__ = ["Decision", "Influence", "L1Filter", "Method", "Problem", "Random", "Sensitivity"]

@@ -78,7 +78,7 @@ def filter_obs_scores(
         (filters,), >= 0, in units of the loss.
 
     >>> S = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
-    >>> filter_obs_scores(torch.tensor([[1.0], [2.0]]), torch.tensor([[4.0]]), S).tolist()
+    >>> filter_obs_scores(torch.tensor([[1.0], [2.0]]), torch.tensor([[4.0]]), S).round(decimals=4).tolist()
     [3.0, 12.0]
     """
     rows = torch.arange(len(weight), device=weight.device)[:, None]
@@ -111,7 +111,8 @@ def channel_obs_scores(
 
     >>> A = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
     >>> each = torch.tensor([[0], [1]])
-    >>> channel_obs_scores(torch.tensor([[1.0, 2.0]]), A, torch.tensor([[4.0]]), columns=each).tolist()
+    >>> S = torch.tensor([[4.0]])
+    >>> channel_obs_scores(torch.tensor([[1.0, 2.0]]), A, S, columns=each).round(decimals=4).tolist()
     [3.0, 12.0]
     """
     blocks = weight[:, columns].movedim(0, 1)  # (channels, outputs, columns)
@@ -119,21 +120,30 @@ def channel_obs_scores(
     return block_scores(input_moment, blocks.mT @ weighed, columns, damping=damping)
 
 
-def block_scores(moment: Tensor, energy: Tensor, index: Tensor, *, damping: float = 0.0) -> Tensor:
-    """Return 1/2 tr(B_c N_c) of each block c, with B_c = [(H^-1)_cc]^-1.
+def block_scores(
+    moment: Tensor, energy: Tensor, index: Tensor, *, damping: float = 0.0, slope: Tensor | None = None
+) -> Tensor:
+    """Return what removing each block c costs: 1/2 tr(B_c N_c) with B_c = [(H^-1)_cc]^-1, and the slope's share.
 
     Args:
         moment: H, (size, size).
         energy: N, (blocks, block size, block size), symmetric.
         index: (blocks, block size) which rows and columns of H are each block's.
         damping: as a multiple of the mean of H's diagonal.
+        slope: where the loss's gradient is not 0, T of (blocks, block size, block size): -tr(D_c T_c) is added, with
+            D_c the block B_c of the damped H. For columns c of W with gradient G, T_c = W_c' (G H^-1)_c, H damped.
 
     Raises:
         MethodError: H is not positive definite even with the damping.
     """
     if not index.numel():
         return moment.new_zeros(len(index))
-    return ((schur_blocks(moment, index, damping=damping) * energy).sum(dim=(1, 2)) / 2).clamp(min=0)
+    blocks = schur_blocks(moment, index, damping=damping)
+    scores = ((blocks * energy).sum(dim=(1, 2)) / 2).clamp(min=0)
+    if slope is None:
+        return scores
+    own = torch.eye(index.shape[1], dtype=moment.dtype, device=moment.device)
+    return scores - ((blocks + ridge_of(moment, damping) * own).mT * slope).sum(dim=(1, 2))
 
 
 def schur_blocks(moment: Tensor, index: Tensor, *, damping: float = 0.0) -> Tensor:
@@ -151,7 +161,7 @@ def schur_blocks(moment: Tensor, index: Tensor, *, damping: float = 0.0) -> Tens
     """
     ridge = ridge_of(moment, damping)
     thin = inverse_of_lower(factor(add_diagonal(moment, ridge))).mT.contiguous()[index]  # (blocks, block size, size)
-    blocks = torch.linalg.inv(thin @ thin.mT)
+    blocks: Tensor = torch.linalg.inv(thin @ thin.mT)
     own = torch.eye(index.shape[1], dtype=moment.dtype, device=moment.device)
     return blocks - ridge * own
 
@@ -230,7 +240,8 @@ def inverse_of_lower(lower: Tensor) -> Tensor:
     size = len(lower)
     inverse = torch.zeros_like(lower)
     if size <= 1024:
-        return torch.linalg.solve_triangular(lower, inverse.fill_diagonal_(1.0), upper=False)
+        solved: Tensor = torch.linalg.solve_triangular(lower, inverse.fill_diagonal_(1.0), upper=False)
+        return solved
     half = size // 2
     first, second = inverse_of_lower(lower[:half, :half]), inverse_of_lower(lower[half:, half:])
     inverse[:half, :half], inverse[half:, half:] = first, second
