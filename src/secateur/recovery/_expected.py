@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..graph.groups import ChannelGraph
 from ..graph.tape import Op, Ref, state_items
-from ._moments import Moments, constant, draws, expected, filled, laid, unknown, vector
+from ._analytic import Moments, constant, draws, expected, filled, laid, unknown, vector
 
 
 @dataclass(frozen=True)

@@ -72,11 +72,22 @@ class Seen:
         return kernel_of(self.weight, self.groups, transposed=self._transposed, **layout)
 
     def outputs(self, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Return (groups, rows, outputs per group) what it gave at these rows, with bias."""
+        """Return (groups, rows, outputs per group) what it gave at these rows, without bias."""
         if not self.is_convolution:
-            return self._matrix(self.out)[:, rows]
+            found = self._matrix(self.out)[:, rows]
+            return found if self.bias is None else found - self._matrix(self.bias.expand_as(self.out))[:, rows]
         flat = self.out.flatten(start_dim=2).transpose(1, 2).reshape(-1, self.out.shape[1])[rows]
+        flat = flat if self.bias is None else flat - self.bias
         return flat.view(len(flat), self.groups, -1).transpose(0, 1)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What the operation adds to the product, if it does."""
+        if self.is_convolution:
+            found = self.args[2]
+        else:
+            found = self.args[0] if len(self.args) > 2 else None
+        return found.detach() if isinstance(found, Tensor) else None
 
     def inputs(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """Return (groups, rows, columns) what it read at these rows: zeros where a kernel reaches beyond the edge."""
