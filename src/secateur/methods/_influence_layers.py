@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import MethodError
 from ..graph.groups import ChannelGraph
 from ..graph.labels import axes, compact
 from ..graph.products import Product, Site
+from ..recovery.moments import Sampling, taps_of
 from ..train.batches import sample_count
-from ..train.watching import Seen, drawn_rows, kernel_of, write_kernel_
-from ._gradients import Pulled, batches, differentiable_copy, pull_back
+from ..train.watching import Seen, kernel_of, write_kernel_
+from ._gradients import Pulled, batches, differentiable_copy, pull_back, whole
 from ._group_obs import add_diagonal, block_scores, channel_obs_update, factor, ridge_of
 from ._problem import Problem
 
@@ -93,9 +94,9 @@ class Layer:
     Attributes:
         product: which.
         is_reader: it is looked at for what it reads; else for what it gives.
-        positions: rows per sample to take second moments of inputs from; None = all.
-        seed: of the draw.
-        reads: A, the second moment of its inputs (a last one is 1 where there is a bias): summed over positions,
+        sampling: which rows second moments of inputs are taken from.
+        has_constant: its input has a last column that is 1: a constant can be added to its outputs.
+        reads: A, the second moment of its inputs (a last one is 1 if `has_constant`): summed over positions,
             averaged over samples.
         pulls: S, the second moment of the gradients at its outputs, averaged over rows.
         gives: second moment of its outputs and the constant 1, like A.
@@ -106,8 +107,8 @@ class Layer:
 
     product: Product
     is_reader: bool
-    positions: int | None
-    seed: tuple[int, ...]
+    sampling: Sampling
+    has_constant: bool = False
     reads: Moments = field(default_factory=Moments)
     pulls: Moments = field(default_factory=Moments)
     gives: Moments = field(default_factory=Moments)
@@ -115,11 +116,6 @@ class Layer:
     kernel: Tensor = field(default_factory=lambda: torch.empty(0))
     slope: Tensor | None = None
     _outputs: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    @property
-    def has_constant(self) -> bool:
-        """Whether its input has a last column that is 1, for the bias."""
-        return self.is_reader and self.product.bias is not None
 
     def see(self, seen: Seen, sample_count: int) -> None:
         """Take in a product as it runs: its inputs, or else its outputs.
@@ -136,13 +132,12 @@ class Layer:
         if self.is_reader:
             self._see_inputs(seen, sample_count)
             return
-        self._outputs = with_constant(seen.outputs().double())
+        self._outputs = with_constant(whole(seen).outputs().double())
         self.gives.add(self._outputs, self._outputs, weight=sample_count)
 
     def _see_inputs(self, seen: Seen, sample_count: int) -> None:
-        wanted = None if self.positions is None else self.positions * sample_count
-        rows = drawn_rows(seen.row_count, wanted, *self.seed, int(self.reads.weight))
-        found = seen.inputs(slice(None) if rows is None else rows.to(seen.source.device)).double()
+        rows = self.sampling.rows(seen.row_count, sample_count, int(self.reads.weight), seen.site)
+        found = seen.inputs(rows.to(seen.source.device) if isinstance(rows, Tensor) else rows).double()
         found = with_constant(found) if self.has_constant else found
         self.reads.add(found, found, scale=seen.row_count / found.shape[1], weight=sample_count)
 
@@ -179,36 +174,33 @@ class Layer:
         assert other.reads.total is not None
         return dataclasses.replace(self, reads=Moments(self.reads.total + other.reads.total, self.reads.weight))
 
-    def update_(self, model: nn.Module, view: Tensor, alive: Array, *, damping: float) -> None:
+    def update_(self, view: Tensor, place: tuple[Tensor, int] | None, alive: Array, *, damping: float) -> None:
         """Move what reads the channels that stay, IN PLACE, so that it makes up for those that go.
 
         Args:
-            model: the copy to change.
             view: its weight, as `weight_view` returns.
+            place: what takes a constant, and its sign, as `intercept_of` returns; None = the constant stays.
             alive: bool over channel numbers: True = stays.
             damping: as a multiple of the mean of A's diagonal.
         """
         product, inputs, layout = self.product, self.reads.mean(), layout_of(self.product)
         kernel = kernel_of(view, product.groups, **layout).double().cpu()
-        bias = model.get_parameter(product.bias).data if self.has_constant and product.bias is not None else None
-        if bias is not None:
-            kernel = torch.cat([kernel, bias.double().cpu().view(*kernel.shape[:2], 1)], dim=-1)
-        stays = product.alive_columns(alive)
-        taps = self.kernel.shape[-1] // stays.shape[1]
+        if self.has_constant:
+            kernel = torch.cat([kernel, kernel.new_zeros(*kernel.shape[:2], 1)], dim=-1)
+        stays = product.alive_columns(alive).repeat(taps_of(product), axis=1)
         changed = kernel.clone()
         for g in range(len(kernel)):
-            removed = torch.from_numpy(np.flatnonzero(~stays[g].repeat(taps)))
+            removed = torch.from_numpy(np.flatnonzero(~stays[g]))
             if len(removed):
                 changed[g] = channel_obs_update(kernel[g], inputs[g], removed, damping=damping)
-        if bias is not None:
-            bias.copy_(changed[..., -1].flatten())
-            changed = changed[..., :-1]
-        write_kernel_(view, changed.to(view), **layout)
+        if self.has_constant and place is not None:
+            place[0].add_(place[1] * changed[..., -1].flatten().to(place[0]))
+        write_kernel_(view, changed[..., : self.kernel.shape[-1]].to(view), **layout)
 
     def column_blocks(self, g: int, wanted: Array) -> Iterator[tuple[Array, Tensor]]:
         """Yield channels and the columns of the g-th block's kernel that they take."""
         for line in self.product.columns:
-            yield from blocks_along(line[g], wanted, self.kernel.shape[-1] // line.shape[1])
+            yield from blocks_along(line[g], wanted, taps_of(self.product))
 
 
 def layout_of(product: Product) -> dict[str, bool]:
@@ -235,12 +227,13 @@ def solved(moment: Tensor, right: Tensor, damping: float) -> Tensor:
     return found
 
 
-def gather(problem: Problem, layers: Sequence[Layer], *, of_weights: bool) -> list[Layer]:
+def gather(problem: Problem, layers: Sequence[Layer], *, limit: int | None, of_weights: bool) -> list[Layer]:
     """Run the problem's data forward and back, and fill these layers, in place.
 
     Args:
         problem: model, data and task; nothing of it changes.
         layers: what to look at.
+        limit: how many samples are read at most, in whole batches; None = all.
         of_weights: ask for the gradients of weights too.
 
     Returns:
@@ -249,7 +242,7 @@ def gather(problem: Problem, layers: Sequence[Layer], *, of_weights: bool) -> li
     Raises:
         MethodError: data or task are missing, or activations or the loss are not finite.
     """
-    model = differentiable_copy(problem.model)
+    model, read_count = differentiable_copy(problem.model), 0
     at: dict[Site, list[Layer]] = {}
     for layer in layers:
         at.setdefault(layer.product.site, []).append(layer)
@@ -266,6 +259,9 @@ def gather(problem: Problem, layers: Sequence[Layer], *, of_weights: bool) -> li
             for site, pulled in found.items():
                 for layer in at[site]:
                     layer.pull(pulled, count)
+            read_count += count
+            if limit is not None and read_count >= limit:
+                break
     return [layer for layer in layers if layer.pulls.total is not None]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import MethodError
 from ..graph.products import Product, Site, products, weight_view
+from ..recovery.moments import taps_of
 from ..surgery.shrink import copy_with
 from ..train.batches import sample_count
 from ..train.watching import Seen, kernel_of, write_kernel_
@@ -33,7 +34,9 @@ def fisher_taylor_scores(products_per_sample: Tensor, *, first_order: bool = Tru
     return second - products_per_sample.mean(dim=0) if first_order else second
 
 
-def taylor_scores(problem: Problem, wanted: Array, *, curvature: str, first_order: bool) -> Array:
+def taylor_scores(
+    problem: Problem, wanted: Array, *, curvature: str, first_order: bool, limit: int | None = None
+) -> Array:
     """Return -g'w + 1/2 w'Hw for the weights that read each channel, by channel number.
 
     Args:
@@ -41,22 +44,27 @@ def taylor_scores(problem: Problem, wanted: Array, *, curvature: str, first_orde
         wanted: bool over channel numbers.
         curvature: "fisher" or "hessian".
         first_order: count the first term.
+        limit: how many samples are read at most, in whole batches; None = all.
 
     Raises:
         MethodError: data are missing, something is not finite, or a weight whose Hessian is asked for is computed.
     """
     readers = [product for product in products(problem.graph) if reads(product, wanted)]
     if curvature == "hessian":
-        return _by_hessian(problem, wanted, readers, first_order=first_order)
-    return _by_samples(problem, wanted, readers, first_order=first_order)
+        return _by_hessian(problem, wanted, readers, first_order=first_order, limit=limit)
+    return _by_samples(problem, wanted, readers, first_order=first_order, limit=limit)
 
 
-def _by_samples(problem: Problem, wanted: Array, readers: list[Product], *, first_order: bool) -> Array:
+def _by_samples(
+    problem: Problem, wanted: Array, readers: list[Product], *, first_order: bool, limit: int | None
+) -> Array:
     model, of = differentiable_copy(problem.model), {p.site: p for p in readers}
-    found = []
+    found: list[Array] = []
     with batches(problem.data, problem.task, model, "influence") as data:
         for batch in data:
             assert problem.task is not None
+            if limit is not None and len(found) >= limit:
+                break
             for one in singles(batch, sample_count(*problem.task.to_inputs(batch))):
                 rows: dict[Site, tuple[Tensor, Tensor]] = {}
 
@@ -79,17 +87,19 @@ def _along(
         if not bool(found.isfinite().all()):
             raise MethodError(f"{of[site].module or site.weight}: the gradient holds NaN or infinite values.")
         for g, own in enumerate(found):
-            for channels, index in _columns(of[site], g, wanted, kernel):
+            for channels, index in _columns(of[site], g, wanted):
                 np.add.at(total, channels, own[index].sum(dim=1).numpy())
     return total
 
 
-def _columns(product: Product, g: int, wanted: Array, kernel: Tensor) -> Iterator[tuple[Array, Tensor]]:
+def _columns(product: Product, g: int, wanted: Array) -> Iterator[tuple[Array, Tensor]]:
     for line in product.columns:
-        yield from blocks_along(line[g], wanted, kernel.shape[-1] // line.shape[1])
+        yield from blocks_along(line[g], wanted, taps_of(product))
 
 
-def _by_hessian(problem: Problem, wanted: Array, readers: list[Product], *, first_order: bool) -> Array:
+def _by_hessian(
+    problem: Problem, wanted: Array, readers: list[Product], *, first_order: bool, limit: int | None
+) -> Array:
     model = differentiable_copy(problem.model)
     blank = copy_with(problem.model, lambda _, tensor: torch.zeros_like(tensor))
     rays = _Rays(problem, model, blank, wanted, readers)
@@ -104,8 +114,10 @@ def _by_hessian(problem: Problem, wanted: Array, readers: list[Product], *, firs
                 first = torch.stack([(slope * v).sum() for slope, v in zip(slopes, ray, strict=True)]).sum()
                 bent = torch.autograd.grad(first, rays.parameters, retain_graph=True, materialize_grads=True)
                 second = sum(float((b * v).sum()) for b, v in zip(bent, ray, strict=True))
-                total[channel] += count * (second / 2 - (float(first) if first_order else 0.0))
+                total[channel] += count * (second / 2 - (float(first.detach()) if first_order else 0.0))
             size += count
+            if limit is not None and size >= limit:
+                break
     return total / size
 
 
@@ -130,7 +142,7 @@ class _Rays:
             assert target is not None
             kernel = kernel_of(own, product.groups, **layout_of(product))
             for g in range(len(kernel)):
-                for channels, index in _columns(product, g, wanted, kernel):
+                for channels, index in _columns(product, g, wanted):
                     for channel, places in zip(channels.tolist(), index, strict=True):
                         self._parts.setdefault(channel, []).append((product, kernel, target, g, places))
         self.channels = sorted(self._parts)

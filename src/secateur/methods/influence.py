@@ -13,11 +13,12 @@ g = 0, an input channel c costs 1/2 tr(S W_c [(A^-1)_cc]^-1 W_c'), and an output
 1/2 w_j' A w_j / (S^-1)_jj.
 
 Cost: one pass forward and backward over the data; for each layer of n filters that reads d columns (channels times
-kernel positions), 8 (d^2 + n^2) bytes and O(d^3 + n d^2) for the inverse and the scores. form="taylor" runs samples
-one by one with curvature="fisher", and one Hessian-vector product per channel and batch with curvature="hessian".
+kernel positions), 8 (d^2 + n^2) bytes and O(d^3 + n d^2) for the inverse and the scores. form="taylor" takes one
+Hessian-vector product per channel and batch, or with curvature="fisher" runs samples one by one.
 
 Use it when there are some hundred labelled samples and little or no training after the cut: the weights that stay are
-re-fitted in closed form. Scores are in units of the loss, so that they can be ranked over all layers.
+re-fitted in closed form. form="taylor" tells what single channels are worth to a loss, as long as that loss is smooth
+on the way to 0: least so for a network whose loss is close to 0 already.
 
 Where we differ, and why:
 
@@ -30,12 +31,15 @@ Where we differ, and why:
 - A channel that several layers read (or, with form="output", make: residual streams, fused query, key and value) costs
   the sum over them; cross terms between layers are ignored, and so is that cutting one layer changes what the next
   reads. form="taylor" keeps the cross terms of one channel, and no term between channels.
-- H is the empirical Fisher matrix of the labels given, not the Hessian: it has no negative eigenvalues. Only
-  form="taylor", curvature="hessian" has the Hessian itself, by Hessian-vector products.
+- S is made of gradients at the labels given (the empirical Fisher matrix): it has no negative eigenvalues, and falls
+  short of the Hessian where samples are fitted well. form="taylor" has the Hessian itself, by Hessian-vector products;
+  curvature="fisher" is its cheap stand-in, and ranks filters far worse.
 - g is taken as 0 unless `first_order` says otherwise, as at the end of training. On held-out data it is not 0, and
   scores may then fall below 0: the loss is predicted to fall.
 - Damping, 0.01 of the mean diagonal, regularises the equations that survivors are solved from, not the cost itself, so
   that a channel which is always zero costs nothing.
+- Scores are in units of the loss, but of one channel gone at a time. What many channels of one layer cost together is
+  more than their sum, so allocation="global" takes too much of some layers; the default is uniform.
 - All channels that go are made up for at once, not one by one, and biases take part, as weights of a constant input.
 """
 
@@ -44,7 +48,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -54,8 +58,13 @@ from ..errors import MethodError
 from ..graph.groups import ChannelGraph
 from ..graph.products import products, weight_view
 from ..plan import Plan
+from ..recovery.moments import Sampling
+from ..recovery.refit import intercept_of
 from ..surgery.shrink import copy_with
+from ._data_influence import ConjugateGradient as ConjugateGradient
 from ._data_influence import DataInfluence as DataInfluence
+from ._data_influence import Lissa as Lissa
+from ._data_influence import RemovalCost as RemovalCost
 from ._data_influence import data_influence as data_influence
 from ._group_obs import channel_obs_scores as channel_obs_scores
 from ._group_obs import channel_obs_update as channel_obs_update
@@ -81,10 +90,10 @@ class Influence:
         update: re-fit the weights that stay, in closed form; None = wherever the form has an update ("input" and
             "output").
         first_order: count the gradient of the loss; None = with "taylor" only.
-        curvature: "fisher", or "hessian" with "taylor".
+        curvature: "fisher", or "hessian", which goes with "taylor" only; None = "hessian" with "taylor".
         damping: added to the diagonal of second moments where survivors are solved for, as a multiple of its mean.
-        positions: rows per sample (pixels, tokens) that second moments of inputs are taken from, drawn at random; None
-            = all.
+        sampling: how many samples are read, and which rows (pixels, tokens) of each layer its inputs' moments are taken
+            from; the problem's seed is added to its own.
         allocation: "uniform", "global" (scores are in units of the loss) or {module path: relative fraction}.
         residual: "projection", "skip" or "prune": what happens to residual streams; see `L1Filter`.
 
@@ -95,16 +104,16 @@ class Influence:
     form: str = "input"
     update: bool | None = None
     first_order: bool | None = None
-    curvature: str = "fisher"
+    curvature: str | None = None
     damping: float = 0.01
-    positions: int | None = 64
+    sampling: Sampling = field(default_factory=Sampling)
     allocation: Allocation = "uniform"
     residual: str = "projection"
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
             raise MethodError(f"form={self.form!r}: expected one of {', '.join(FORMS)}.")
-        if self.curvature not in CURVATURES:
+        if self.curvature not in (None, *CURVATURES):
             raise MethodError(f"curvature={self.curvature!r}: expected one of {', '.join(CURVATURES)}.")
         if self.curvature == "hessian" and self.form != "taylor":
             raise MethodError(f"curvature='hessian' goes with form='taylor'; form={self.form!r} needs a product S x A.")
@@ -112,8 +121,6 @@ class Influence:
             raise MethodError("update=True: form='taylor' lets nothing make up; use form='input' or 'output'.")
         if not 0 <= self.damping < math.inf:
             raise MethodError(f"damping={self.damping!r}: expected a number of 0 or more, e.g. 0.01.")
-        if self.positions is not None and (isinstance(self.positions, bool) or self.positions < 1):
-            raise MethodError(f"positions={self.positions!r}: expected 1 or more rows per sample, or None for all.")
 
     def decide(self, problem: Problem) -> Decision:
         """Run the data through once, score and choose; with an update, the model's survivors are re-fitted.
@@ -126,12 +133,15 @@ class Influence:
         names = eligible(problem, self.residual)
         problem.check_weights(names)
         wanted, signed = wanted_channels(problem.graph, names), self.first_order is True
+        limit = self.sampling.max_samples
         if self.form == "taylor":
             signed = self.first_order is not False
-            total = taylor_scores(problem, wanted, curvature=self.curvature, first_order=signed)
+            total = taylor_scores(
+                problem, wanted, curvature=self.curvature or "hessian", first_order=signed, limit=limit
+            )
             return _decision(problem, names, total, self.allocation)
         layers, unread = self._layers(problem, wanted)
-        layers = gather(problem, layers, of_weights=signed)
+        layers = gather(problem, layers, limit=limit, of_weights=signed)
         gates = [Gate.of(layer, problem.graph, problem.model) for layer in layers if not layer.is_reader]
         readers = [layer for layer in layers if layer.is_reader]
         total = np.zeros(len(wanted))
@@ -153,32 +163,37 @@ class Influence:
                 unread[line] = False
         makers = [p for p in every if any(unread[line].any() for line in out_lines(problem.graph, p))]
         sides = [*((product, True) for product in readers), *((product, False) for product in makers)]
-        layers = [Layer(p, is_reader, self.positions, (problem.seed, k)) for k, (p, is_reader) in enumerate(sides)]
-        return layers, unread
+        sampling = replace(self.sampling, seed=self.sampling.seed + problem.seed)
+        model, graph = problem.model, problem.graph
+        return [
+            Layer(p, is_reader, sampling, is_reader and intercept_of(model, graph, p) is not None)
+            for p, is_reader in sides
+        ], unread
 
     def _updated(self, problem: Problem, plan: Plan, readers: list[Layer], gates: list[Gate]) -> nn.Module:
         """Return a copy of the model in which the weights that stay make up for those that go."""
         graph, alive = problem.graph, problem.graph.alive(plan)
         model = copy_with(problem.model, lambda _, tensor: tensor.detach().clone(memory_format=torch.preserve_format))
-        for layer, view in _shared(model, graph, readers):
-            layer.update_(model, view, alive, damping=self.damping)
+        for layer, view, use_count in _shared(model, graph, readers):
+            own_bias = layer.product.bias is not None
+            place = intercept_of(model, graph, layer.product) if own_bias or use_count == 1 else None
+            layer.update_(view, place, alive, damping=self.damping)
         for gate in gates:
             gate.update_(model, graph, alive, damping=self.damping)
         return model
 
 
-def _shared(model: nn.Module, graph: ChannelGraph, layers: list[Layer]) -> Iterator[tuple[Layer, Tensor]]:
-    """Yield one layer for each weight, with the moments of all its uses, and the weight of the model."""
-    found: dict[tuple[int, ...], tuple[Layer, Tensor]] = {}
+def _shared(model: nn.Module, graph: ChannelGraph, layers: list[Layer]) -> Iterator[tuple[Layer, Tensor, int]]:
+    """Yield one layer for each weight, with the moments of all its uses, the weight, and how many uses."""
+    found: dict[tuple[int, ...], tuple[Layer, Tensor, int]] = {}
     for layer in layers:
         view = weight_view(model, graph, layer.product)
         if view is None:
             log.info("%s is computed from parameters and stays as it is", layer.product.site.weight)
             continue
         key = view.data_ptr(), *view.shape, *view.stride()
-        if key in found:
-            layer = found[key][0].merged(layer)
-        found[key] = layer, view
+        first, _, count = found.get(key, (None, view, 0))
+        found[key] = layer if first is None else first.merged(layer), view, count + 1
     yield from found.values()
 
 
