@@ -62,9 +62,29 @@ CATALOGUE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry(
+            "cfp",
+            "Cfp",
+            "predefined",
+            "Singh et al. 2020, Leveraging Filter Correlations for Deep Model Compression, arXiv:1811.10559",
+            ("data", "labels", "training"),
+            "of two correlated filters one goes, after training has made them more alike",
+            waives=("nested",),
+            brief={"epochs": 1, "finetune_epochs": 1, "step": 0.25},
+        ),
+        Entry(
+            "dcp",
+            "Dcp",
+            "predefined",
+            "Zhuang et al. 2018, Discrimination-aware Channel Pruning for Deep Neural Networks, arXiv:1810.11809",
+            ("data", "labels", "training"),
+            "channels stay that rebuild the next layer and help classifiers on intermediate layers",
+            waives=("nested",),
+            brief={"heads": 1, "stage_epochs": 1, "channels_per_step": 4, "selection_batches": 1},
+        ),
+        Entry(
             "influence",
             "Influence",
-            "automatic",
+            "predefined",
             "Koh, Liang 2017, Understanding Black-box Predictions via Influence Functions, arXiv:1703.04730",
             ("data", "labels"),
             "channels without which the loss is predicted to rise least, the others making up, go",
@@ -93,6 +113,16 @@ CATALOGUE: dict[str, Entry] = {
             "Li et al. 2017, Pruning Filters for Efficient ConvNets, arXiv:1608.08710 (section 3.2)",
             ("data", "labels"),
             "every group loses as much as costs the same validation accuracy, cut on its own",
+        ),
+        Entry(
+            "thinet",
+            "ThiNet",
+            "predefined",
+            "Luo et al. 2017, ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression, "
+            "arXiv:1707.06342",
+            ("data",),
+            "the channels go that the next layer misses least; the others are scaled",
+            waives=("nested",),
         ),
     )
 }

@@ -106,8 +106,8 @@ def prune(
         round_to: every width that changes becomes a multiple of this.
         repair: "fold" moves what removed channels contribute on average into their consumers before the cut and needs
             no data; "refit" solves the consumers' remaining weights on `data` for the outputs as they were; "batchnorm"
-            re-estimates running statistics on `data` after the cut. None = "refit" (unless the method's paper has a
-            re-fit of its own) and "batchnorm" where there is data.
+            re-estimates running statistics on `data` after the cut. None = "refit" (unless the method
+            re-fits or trains by itself) and "batchnorm" where there is data.
         seed: makes random choices repeatable.
         check: verify the result in float64 and refuse a wrong one.
         graph: the model's graph, if you have it.
@@ -192,8 +192,7 @@ def _repaired(problem: Problem, decision: Decision, repairs: tuple[str, ...] | N
         source = fold_constants(source, problem.graph, decision.plan)
     wants_refit = not decision.is_refitted if repairs is None else "refit" in repairs
     if wants_refit and problem.data is not None and problem.task is not None:
-        target = decision.reference if decision.reference is not None else problem.model
-        source = refit(source, problem.graph, decision.plan, problem.data, problem.task, target=target)
+        source = refit(source, problem.graph, decision.plan, problem.data, problem.task, target=problem.model)
     return source
 
 

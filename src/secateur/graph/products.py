@@ -52,6 +52,7 @@ class Product:
         is_weight_first: the weight is the left factor of a matrix product.
         columns: (groups, in-channels per group) channel number (component) of every column that it reads, one array for
             each layer of labels; empty if the activation is not labelled there.
+        outputs: (groups, outputs per group) channel number of everything that it makes, likewise.
     """
 
     site: Site
@@ -63,6 +64,7 @@ class Product:
     groups: int
     is_weight_first: bool
     columns: tuple[Array, ...]
+    outputs: tuple[Array, ...]
 
     @property
     def is_convolution(self) -> bool:
@@ -88,6 +90,16 @@ class Product:
         """Return (groups, in-channels per group) bool: which columns stay; `alive` as of `ChannelGraph.alive`."""
         result = np.ones(self._shape, dtype=bool)
         for numbers in self.columns:
+            result &= alive[numbers]
+        return result
+
+    def alive_outputs(self, alive: Array) -> Array:
+        """Return (groups, outputs per group) bool: which outputs stay."""
+        out: Ref = self.op.out
+        size = out.shape[1] if self.is_convolution else out.shape[-2 if self.is_weight_first else -1]
+        is_stack = not self.is_convolution and self.groups > 1
+        result = np.ones((self.groups, size if is_stack else size // self.groups), dtype=bool)
+        for numbers in self.outputs:
             result &= alive[numbers]
         return result
 
@@ -154,13 +166,18 @@ def products(graph: ChannelGraph) -> list[Product]:
         if site is None:
             uses.follow([ref.number for ref in op.refs()], [ref.number for ref in outs])
         else:
-            result.append(_product(op, *site, layers, graph))
+            result.append(_product(op, *site, layers, own[0] if own else [], graph))
         layers.update((ref.number, found) for ref, found in zip(outs, own, strict=False))
     return result
 
 
 def _product(
-    op: Op, site: Site, is_weight_first: bool, layers: Mapping[int, list[Tensor]], graph: ChannelGraph
+    op: Op,
+    site: Site,
+    is_weight_first: bool,
+    layers: Mapping[int, list[Tensor]],
+    made: list[Tensor],
+    graph: ChannelGraph,
 ) -> Product:
     factors = factors_of(op.name, op.args)
     assert factors is not None
@@ -168,13 +185,17 @@ def _product(
     is_convolution = op.name == CONVOLUTION
     is_stack = not is_convolution and len(weight.shape) == 3 and len(graph.shapes[site.weight]) == 3
     groups = int(op.args[8]) if is_convolution else weight.shape[0] if is_stack else 1
-    axis = 1 if is_convolution else len(source.shape) - (2 if is_weight_first else 1)
-    found = [layer for layer in layers.get(source.number, []) if axes(layer) == {axis}]
-    lines = [graph.component[compact(layer).reshape(-1).numpy()] for layer in found]
-    columns = tuple(np.tile(line, (groups, 1)) if is_stack else line.reshape(groups, -1) for line in lines)
+
+    def numbers(found: list[Tensor], rank: int) -> tuple[Array, ...]:
+        axis = 1 if is_convolution else rank - (2 if is_weight_first else 1)
+        lines = [graph.component[compact(k).reshape(-1).numpy()] for k in found if axes(k) == {axis}]
+        return tuple(np.tile(line, (groups, 1)) if is_stack else line.reshape(groups, -1) for line in lines)
+
     bias = op.args[2] if is_convolution else op.args[0] if op.name in ("addmm", "_addmm_activation") else None
     name = graph.tape.state.get(bias.number) if isinstance(bias, Ref) else None
-    return Product(site, op, op.module, name, source, weight, groups, is_weight_first, columns)
+    columns = numbers(layers.get(source.number, []), len(source.shape))
+    outputs = numbers(made, len(op.out.shape))
+    return Product(site, op, op.module, name, source, weight, groups, is_weight_first, columns, outputs)
 
 
 def readers(graph: ChannelGraph, group: ChannelGroup, among: Iterable[Product] | None = None) -> list[Product]:

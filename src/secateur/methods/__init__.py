@@ -3,9 +3,23 @@
 from ._problem import Decision as Decision
 from ._problem import Method as Method
 from ._problem import Problem as Problem
+from .cfp import Cfp as Cfp
+from .dcp import Dcp as Dcp
 from .influence import Influence as Influence
 from .l1_filter import L1Filter as L1Filter
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
+from .thinet import ThiNet as ThiNet
 
-__all__ = ["Decision", "Influence", "L1Filter", "Method", "Problem", "Random", "Sensitivity"]
+__all__ = [
+    "Cfp",
+    "Dcp",
+    "Decision",
+    "Influence",
+    "L1Filter",
+    "Method",
+    "Problem",
+    "Random",
+    "Sensitivity",
+    "ThiNet",
+]

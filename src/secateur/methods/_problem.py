@@ -98,15 +98,13 @@ class Decision:
         plan: which channels stay.
         model: a full-width copy with new weights if the method trained or re-fitted any; None = the model as it was.
         scores: group -> (width,) score per channel, higher = keep, where the method has scores.
-        reference: full-width network whose outputs a repair restores, where the method trained one; None = the model as
-            it was.
-        is_refitted: the method re-fitted the consumers of what it removes, as its paper does.
+        is_refitted: the weights that stay already make up for what goes, since the paper re-fits or trains them:
+            `prune` does not re-fit them again unless asked to.
     """
 
     plan: Plan
     model: nn.Module | None = None
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    reference: nn.Module | None = None
     is_refitted: bool = False
 
 
