@@ -148,7 +148,9 @@ def pull_back(
         edges = [GradientEdge(node, 0) for node in reached.values()]
         own = [_weight_edge(node, mode.found[site][0]) for site, node in reached.items()] if of_weights else []
         found = torch.autograd.grad(loss, [*edges, *own]) if edges else ()
-    seen = {site: dataclasses.replace(whole(mode.found[site][0]), out=found[k] * count) for k, site in enumerate(reached)}
+    seen = {
+        site: dataclasses.replace(whole(mode.found[site][0]), out=found[k] * count) for k, site in enumerate(reached)
+    }
     weights = found[len(edges) :] if of_weights else [None] * len(edges)
     return {site: Pulled(seen[site], own) for site, own in zip(reached, weights, strict=True)}
 
