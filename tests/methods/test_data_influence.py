@@ -16,7 +16,7 @@ from secateur import Plan, data_influence, mask, trace
 from secateur.errors import MethodError, UnknownName
 from secateur.methods._curvature import Surface, flat, largest_eigenvalue
 from secateur.methods._data_influence import ConjugateGradient, Lissa, RemovalCost
-from secateur.methods._gradients import differentiable_copy
+from secateur.methods._pull_back import differentiable_copy
 from secateur.train import ClassificationTask, FunctionTask, RegressionTask
 
 from ..contract import snapshot

@@ -25,7 +25,7 @@ from ..errors import MethodError
 from ..graph.tape import plain_kernels
 from ..train.batches import sample_count
 from ..train.task import Task
-from ._gradients import loss_of
+from ._pull_back import loss_of
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from ..train.task import Task
 from ._curvature import ConjugateGradient as ConjugateGradient
 from ._curvature import Lissa as Lissa
 from ._curvature import Solver, Surface, flat
-from ._gradients import batches, differentiable_copy, loss_of, singles
+from ._pull_back import batches, differentiable_copy, loss_of, singles
 
 Target = Iterable[Any] | Callable[[nn.Module], Tensor]
 
@@ -137,7 +137,10 @@ class RemovalCost:
         total = sum(sample_count(*self.task.to_inputs(batch)) for batch in held)
         for batch in held:
             tensors = dict([*model.named_parameters(), *model.named_buffers()])
-            masked = {name: tensors[name].masked_fill(gone, neutral(name)) for name, gone in dead.items()}
+            masked = {
+                name: tensors[name].masked_fill(gone.to(tensors[name].device), neutral(name))
+                for name, gone in dead.items()
+            }
             args, kwargs = self.task.to_inputs(batch)
             loss, count = loss_of(model, batch, self.task)
             cut = self.task.loss(functional_call(model, masked, args, kwargs), batch)

@@ -18,9 +18,9 @@ from ..graph.products import Product, Site
 from ..recovery.moments import Sampling, taps_of
 from ..train.batches import sample_count
 from ..train.watching import Seen, kernel_of, write_kernel_
-from ._gradients import Pulled, batches, differentiable_copy, pull_back, whole
 from ._group_obs import add_diagonal, block_scores, channel_obs_update, factor, ridge_of
 from ._problem import Problem
+from ._pull_back import Pulled, batches, differentiable_copy, pull_back, whole
 
 Array = np.ndarray[Any, Any]
 

@@ -15,9 +15,9 @@ from ..surgery.shrink import copy_with
 from ..train.batches import sample_count
 from ..train.watching import Seen, kernel_of, write_kernel_
 from ._curvature import twice_differentiable
-from ._gradients import Pulled, batches, differentiable_copy, loss_of, pull_back, singles
 from ._influence_layers import Array, blocks_along, layout_of, reads
 from ._problem import Problem
+from ._pull_back import Pulled, batches, differentiable_copy, loss_of, pull_back, singles
 
 
 def fisher_taylor_scores(products_per_sample: Tensor, *, first_order: bool = True) -> Tensor:
