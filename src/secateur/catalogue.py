@@ -62,6 +62,15 @@ CATALOGUE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry(
+            "bn_scale",
+            "BnScale",
+            "predefined",
+            "Liu et al. 2017, Learning Efficient Convolutional Networks through Network Slimming, arXiv:1708.06519 "
+            "(its criterion)",
+            (),
+            "channels that their normalisation scales least go",
+        ),
+        Entry(
             "cfp",
             "Cfp",
             "predefined",
@@ -82,6 +91,24 @@ CATALOGUE: dict[str, Entry] = {
             brief={"heads": 1, "stage_epochs": 1, "channels_per_step": 4, "selection_batches": 1},
         ),
         Entry(
+            "fpgm",
+            "Fpgm",
+            "predefined",
+            "He et al. 2019, Filter Pruning via Geometric Median, arXiv:1811.00250",
+            (),
+            "filters nearest to the geometric median of their layer go",
+            waives=("dead_first",),
+        ),
+        Entry(
+            "hrank",
+            "Hrank",
+            "predefined",
+            "Lin et al. 2020, HRank: Filter Pruning using High-Rank Feature Map, arXiv:2002.10179",
+            ("data",),
+            "channels whose feature maps have the lowest mean rank go",
+            waives=("order_free",),
+        ),
+        Entry(
             "influence",
             "Influence",
             "predefined",
@@ -96,6 +123,23 @@ CATALOGUE: dict[str, Entry] = {
             "Li et al. 2017, Pruning Filters for Efficient ConvNets, arXiv:1608.08710",
             (),
             "filters with the smallest sum of absolute weights go",
+        ),
+        Entry(
+            "l2_filter",
+            "L2Filter",
+            "predefined",
+            "He et al. 2018, Soft Filter Pruning for Accelerating Deep CNNs, arXiv:1808.06866 (its criterion)",
+            (),
+            "filters with the smallest Euclidean norm go",
+        ),
+        Entry(
+            "lasso_channels",
+            "LassoChannels",
+            "predefined",
+            "He et al. 2017, Channel Pruning for Accelerating Very Deep Neural Networks, arXiv:1707.06168",
+            ("data",),
+            "a sparse regression on the next layer's outputs says which channels stay; least squares re-fits them",
+            waives=("nested",),
         ),
         Entry(
             "random",
@@ -113,6 +157,14 @@ CATALOGUE: dict[str, Entry] = {
             "Li et al. 2017, Pruning Filters for Efficient ConvNets, arXiv:1608.08710 (section 3.2)",
             ("data", "labels"),
             "every group loses as much as costs the same validation accuracy, cut on its own",
+        ),
+        Entry(
+            "taylor",
+            "Taylor",
+            "automatic",
+            "Molchanov et al. 2019, Importance Estimation for Neural Network Pruning, arXiv:1906.10771",
+            ("data", "labels"),
+            "channels with the smallest first-order effect on the loss go",
         ),
         Entry(
             "thinet",

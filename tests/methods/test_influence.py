@@ -429,6 +429,12 @@ def test_activations_that_are_no_numbers_name_the_layer():
         Influence().decide(problem(model, batches))
 
 
+def test_batches_without_labels_are_told():
+    model, batches = chain()
+    with pytest.raises(MethodError, match="needs labels"):
+        Influence().decide(problem(model, [images for images, _ in batches]))
+
+
 def test_too_few_samples_without_damping_are_told():
     model, batches = chain()
     with pytest.raises(MethodError, match="raise damping"):

@@ -246,7 +246,7 @@ def gather(problem: Problem, layers: Sequence[Layer], *, limit: int | None, of_w
     at: dict[Site, list[Layer]] = {}
     for layer in layers:
         at.setdefault(layer.product.site, []).append(layer)
-    with batches(problem.data, problem.task, model, "influence") as data:
+    with batches(problem.data, problem.task, model, "influence", seed=problem.seed) as data:
         for batch in data:
             assert problem.task is not None
             count = sample_count(*problem.task.to_inputs(batch))

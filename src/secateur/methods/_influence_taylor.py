@@ -60,7 +60,7 @@ def _by_samples(
 ) -> Array:
     model, of = differentiable_copy(problem.model), {p.site: p for p in readers}
     found: list[Array] = []
-    with batches(problem.data, problem.task, model, "influence") as data:
+    with batches(problem.data, problem.task, model, "influence", seed=problem.seed) as data:
         for batch in data:
             assert problem.task is not None
             if limit is not None and len(found) >= limit:
@@ -104,7 +104,10 @@ def _by_hessian(
     blank = copy_with(problem.model, lambda _, tensor: torch.zeros_like(tensor))
     rays = _Rays(problem, model, blank, wanted, readers)
     total, size = np.zeros(len(wanted)), 0
-    with batches(problem.data, problem.task, model, "influence") as data, twice_differentiable(model):
+    with (
+        batches(problem.data, problem.task, model, "influence", seed=problem.seed) as data,
+        twice_differentiable(model),
+    ):
         for batch in data:
             assert problem.task is not None
             loss, count = loss_of(model, batch, problem.task)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import MethodError
+from ..errors import MethodError, TrainingError
 from ..graph.products import CONVOLUTION, Site, Uses, factors_of
 from ..graph.tape import op_name, plain_kernels, set_training, state_names, tensors
 from ..surgery.shrink import copy_with
 from ..train.batches import device_of, sample_count, to_device
-from ..train.randomness import same_loader_after, same_randomness_after
+from ..train.randomness import Stream, same_loader_after, same_randomness_after
 from ..train.task import Task
 from ..train.watching import Seen
 
@@ -38,8 +38,12 @@ def differentiable_copy(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def batches(data: Iterable[Any] | None, task: Task | None, model: nn.Module, who: str) -> Iterator[Iterator[Any]]:
-    """Give the batches on the model's device; random numbers and the loader are as before after the block.
+def batches(
+    data: Iterable[Any] | None, task: Task | None, model: nn.Module, who: str, *, seed: int = 0
+) -> Iterator[Iterator[Any]]:
+    """Give the batches on the model's device, in a block that takes gradients in the model's own precision.
+
+    Random numbers inside follow from the seed; they and the loader are as before after the block.
 
     Raises:
         MethodError: data or task are missing, or there is no batch.
@@ -48,7 +52,13 @@ def batches(data: Iterable[Any] | None, task: Task | None, model: nn.Module, who
         missing = "data=" if data is None else "task="
         raise MethodError(f"{who} needs labelled batches, and {missing} is missing: give data= and task=.")
     device = device_of(model)
-    with same_randomness_after(device), same_loader_after(data), torch.enable_grad():
+    with ExitStack() as stack:
+        stack.enter_context(same_randomness_after(device))
+        stack.enter_context(same_loader_after(data))
+        stack.enter_context(Stream(seed))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
         yield _moved(data, device, who)
 
 
@@ -65,10 +75,13 @@ def loss_of(model: nn.Module, batch: Any, task: Task) -> tuple[Tensor, int]:
     """Return the mean loss of a batch, and of how many samples it is the mean.
 
     Raises:
-        MethodError: the loss is no finite number.
+        MethodError: there is no loss, or it is no finite number.
     """
     args, kwargs = task.to_inputs(batch)
-    loss = task.loss(model(*args, **kwargs), batch)
+    try:
+        loss = task.loss(model(*args, **kwargs), batch)
+    except TrainingError as error:
+        raise MethodError(f"the task has no loss for the batches of data=: {error}") from error
     if loss.ndim or not bool(loss.isfinite()):
         raise MethodError(f"the task's loss is {loss.detach().flatten()[:3].tolist()}; expected one finite number.")
     return loss, sample_count(args, kwargs)
