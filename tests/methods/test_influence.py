@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -432,7 +434,7 @@ def test_activations_that_are_no_numbers_name_the_layer():
 def test_batches_without_labels_are_told():
     model, batches = chain()
     with pytest.raises(MethodError, match="needs labels"):
-        Influence().decide(problem(model, [images for images, _ in batches]))
+        Influence().decide(replace(problem(model, batches), data=[images for images, _ in batches]))
 
 
 def test_too_few_samples_without_damping_are_told():
