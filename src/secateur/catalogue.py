@@ -62,6 +62,17 @@ CATALOGUE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry(
+            "aofp",
+            "Aofp",
+            "automatic",
+            "Ding et al. 2019, Approximated Oracle Filter Pruning for Destructive CNN Width Optimization, "
+            "arXiv:1905.04748",
+            ("data", "labels", "training"),
+            "filters that the next layer does not miss under random masks go while the network trains",
+            waives=("dead_first", "order_free"),
+            brief={"epochs": 3, "iters_per_half": 2, "warmup": 0, "threshold": 1e6},
+        ),
+        Entry(
             "bn_scale",
             "BnScale",
             "predefined",
@@ -139,6 +150,15 @@ CATALOGUE: dict[str, Entry] = {
             "He et al. 2017, Channel Pruning for Accelerating Very Deep Neural Networks, arXiv:1707.06168",
             ("data",),
             "a sparse regression on the next layer's outputs says which channels stay; least squares re-fits them",
+            waives=("nested",),
+        ),
+        Entry(
+            "nisp",
+            "Nisp",
+            "predefined",
+            "Yu et al. 2018, NISP: Pruning Networks using Neuron Importance Score Propagation, arXiv:1711.05908",
+            ("data",),
+            "channels that pass least on to the ranked responses before the classifier go",
             waives=("nested",),
         ),
         Entry(

@@ -3,6 +3,7 @@
 from ._problem import Decision as Decision
 from ._problem import Method as Method
 from ._problem import Problem as Problem
+from .aofp import Aofp as Aofp
 from .bn_scale import BnScale as BnScale
 from .cfp import Cfp as Cfp
 from .dcp import Dcp as Dcp
@@ -12,12 +13,14 @@ from .influence import Influence as Influence
 from .l1_filter import L1Filter as L1Filter
 from .l2_filter import L2Filter as L2Filter
 from .lasso_channels import LassoChannels as LassoChannels
+from .nisp import Nisp as Nisp
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
 from .taylor import Taylor as Taylor
 from .thinet import ThiNet as ThiNet
 
 __all__ = [
+    "Aofp",
     "BnScale",
     "Cfp",
     "Dcp",
@@ -29,6 +32,7 @@ __all__ = [
     "L2Filter",
     "LassoChannels",
     "Method",
+    "Nisp",
     "Problem",
     "Random",
     "Sensitivity",
