@@ -120,6 +120,14 @@ CATALOGUE: dict[str, Entry] = {
             waives=("order_free",),
         ),
         Entry(
+            "influence",
+            "Influence",
+            "predefined",
+            "Koh, Liang 2017, Understanding Black-box Predictions via Influence Functions, arXiv:1703.04730",
+            ("data", "labels"),
+            "channels without which the loss is predicted to rise least, the others making up, go",
+        ),
+        Entry(
             "l1_filter",
             "L1Filter",
             "predefined",

@@ -9,6 +9,7 @@ from .cfp import Cfp as Cfp
 from .dcp import Dcp as Dcp
 from .fpgm import Fpgm as Fpgm
 from .hrank import Hrank as Hrank
+from .influence import Influence as Influence
 from .l1_filter import L1Filter as L1Filter
 from .l2_filter import L2Filter as L2Filter
 from .lasso_channels import LassoChannels as LassoChannels
@@ -26,6 +27,7 @@ __all__ = [
     "Decision",
     "Fpgm",
     "Hrank",
+    "Influence",
     "L1Filter",
     "L2Filter",
     "LassoChannels",
