@@ -22,7 +22,8 @@ from .rules.attention import keep_heads_whole
 from .rules.convolution import kernel_axes
 from .rules.pointwise import meeting
 from .rules.recurrent import tie_recurrent
-from .tape import Op, Tape, record, state_items
+from .tape import Op, Tape, record
+from .walk import modules_of, state_of
 
 log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
@@ -254,10 +255,10 @@ def analyse(
     shapes: dict[str, tuple[int, ...]] = {}
     first: dict[int, str] = {}
     aliases: dict[str, str] = {}
-    for name, tensor in state_items(model):
+    for name, tensor in state_of(model, shared=True).items():
         shapes[name] = tuple(tensor.shape)
         aliases[name] = first.setdefault(id(tensor), name)
-    modules = dict(model.named_modules())
+    modules = modules_of(model)
     labels.kernel = kernel_axes(modules, tape.state, {name: len(shape) for name, shape in shapes.items()})
     labels.recurrent = {path for path, m in modules.items() if isinstance(m, (nn.RNNBase, nn.RNNCellBase))}
     op_layers = [step(labels, op, strict=strict) for op in tape.ops]

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-CONTAINERS = (dict, list, set, OrderedDict, defaultdict, Counter, deque)
+from .walk import modules_of
+
+CONTAINERS = frozenset((dict, list, set, OrderedDict, defaultdict, Counter, deque))
+ATOMS = frozenset((int, float, bool, str, type(None)))
 
 
 @contextlib.contextmanager
@@ -23,7 +26,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     depth; values of tensors that are plain attributes. Values of parameters and buffers are not copied: swap them, or
     run on a copy, if the forward pass may write into them.
     """
-    modules = list(model.modules())
+    modules = list(modules_of(model).values())
     plain = [dict(module.__dict__) for module in modules]
     held = _Held()
     for attributes in plain:
@@ -49,7 +52,7 @@ class _Held:
         self.seen: set[int] = set()
 
     def see(self, value: Any, *, tensors: bool) -> None:
-        if id(value) in self.seen:
+        if type(value) in ATOMS or id(value) in self.seen:
             return
         if isinstance(value, Tensor) and tensors and not isinstance(value, nn.Parameter):
             self.seen.add(id(value))
@@ -57,11 +60,14 @@ class _Held:
         elif type(value) in CONTAINERS:
             self.seen.add(id(value))
             self.containers.append((value, value.copy()))
-            for item in value.values() if isinstance(value, dict) else value:
-                self.see(item, tensors=tensors)
+            if value:
+                for item in value.values() if isinstance(value, dict) else value:
+                    self.see(item, tensors=tensors)
 
     def restore(self) -> None:
         for value, copy in self.containers:
+            if not value and not copy:
+                continue
             value.clear()
             if isinstance(value, (list, deque)):
                 value.extend(copy)

@@ -19,6 +19,7 @@ from ..errors import SurgeryError
 from ..graph.groups import ChannelGraph
 from ..graph.labels import compact
 from ..graph.tape import Op, Ref, replay
+from ..graph.walk import modules_of
 from .record import AttributeChange
 from .steps import expected_steps, found_steps, is_inside, results
 from .widths import apply_native_, kept_heads, native_widths, needs_dropin, swap_attention_, without_nested_tensors_
@@ -143,7 +144,7 @@ class _Repair:
         swapped: tuple[str, ...],
     ) -> None:
         self.small, self.graph, self.wanted, self.swapped = small, graph, wanted, swapped
-        self.modules = dict(small.named_modules())
+        self.modules = modules_of(small)
         self.tries = 0
         self.expected = expected_steps(graph, alive, swapped)
         self.holders, self.options = self._holders()

@@ -18,6 +18,7 @@ from ..errors import SurgeryError
 from ..graph.groups import ChannelGraph
 from ..graph.labels import compact
 from ..graph.tape import Ref, to_meta
+from ..graph.walk import modules_of
 from ..plan import Plan
 from .shrink import copy_with, shrink
 from .steps import is_inside
@@ -66,7 +67,7 @@ def blamed(model: nn.Module, graph: ChannelGraph, error: SurgeryError) -> set[st
     found: set[str] = set()
     for at in _siblings(model, graph, index) if index is not None else ():
         found |= _at_op(graph, at)
-    modules = dict(model.named_modules())
+    modules = modules_of(model)
     while not found:
         kind = type(modules.get(path, model))
         alike = [p for p, m in modules.items() if type(m) is kind] if path else [""]
@@ -82,7 +83,7 @@ def blamed(model: nn.Module, graph: ChannelGraph, error: SurgeryError) -> set[st
 def _siblings(model: nn.Module, graph: ChannelGraph, index: int) -> list[int]:
     """Positions of an operation in its module, and of the same one in every other module of that class."""
     op = graph.tape.ops[index]
-    kinds = {path: type(module) for path, module in model.named_modules()}
+    kinds = {path: type(module) for path, module in modules_of(model).items()}
     kind = kinds.get(op.module)
     by_module: dict[str, list[int]] = {}
     for other in graph.tape.ops:

@@ -7,6 +7,7 @@ memory format, ``requires_grad``, hooks and flags are kept.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import PlanError, SurgeryError
 from ..graph.groups import ChannelGraph
+from ..graph.walk import modules_of, state_of
 from ..plan import Plan
 from .attributes import repair_
 from .layout import axis_order, in_order
@@ -75,8 +77,7 @@ def rounded(plan: Plan, round_to: int) -> Plan:
 
 def check_model(model: nn.Module, graph: ChannelGraph) -> None:
     """Raise `PlanError` if the model's tensors are not those the graph was traced from."""
-    found = {name: tuple(t.shape) for name, t in model.named_parameters(remove_duplicate=False)}
-    found.update((name, tuple(t.shape)) for name, t in model.named_buffers(remove_duplicate=False))
+    found = {name: tuple(t.shape) for name, t in state_of(model, shared=True).items()}
     if found != graph.shapes:
         odd = sorted(name for name in found.keys() | graph.shapes.keys() if found.get(name) != graph.shapes.get(name))
         name = odd[0]
@@ -142,18 +143,22 @@ def cut_tensor(tensor: Tensor, cuts: Cut) -> Tensor:
 def copy_with(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """Deep-copy a model, with ``make(name, tensor)`` in place of every parameter and buffer; tied ones stay tied."""
     memo: dict[int, Any] = {}
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    for name, tensor in state_of(model).items():
         new = make(name, tensor)
         if isinstance(tensor, nn.Parameter):
             new = nn.Parameter(new, requires_grad=tensor.requires_grad)
         memo[id(tensor)] = new
-    for module in model.modules():  # results of old-style weight_norm hooks, tables: deepcopy refuses non-leaf tensors
+    for module in modules_of(model).values():
         for held in module.__dict__.values():
+            if type(held) is OrderedDict and not held:  # a dozen tables of hooks in every module: slow to deep-copy
+                memo[id(held)] = OrderedDict()
+                continue
+            # results of old-style weight_norm hooks, tables: deepcopy refuses non-leaf tensors
             for value in held.values() if type(held) is dict else (held,):
                 if isinstance(value, Tensor) and not value.is_leaf:
                     memo[id(value)] = value.detach().clone()
     copied = copy.deepcopy(model, memo)
-    for module in copied.modules():
+    for module in modules_of(copied).values():
         _forget_cached_(module)
     return copied
 
