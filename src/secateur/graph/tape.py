@@ -71,14 +71,20 @@ class Op:
     module: str
     is_scaled: bool = False
     call: int = 0
+    _refs: list[Ref] | None = field(default=None, repr=False, compare=False)
+    _outs: list[Ref] | None = field(default=None, repr=False, compare=False)
 
     def refs(self) -> list[Ref]:
         """Tensors among the arguments, in order."""
-        return [*leaves(self.args), *leaves(self.kwargs)]
+        if self._refs is None:
+            self._refs = [*leaves(self.args), *leaves(self.kwargs)]
+        return self._refs
 
     def outs(self) -> list[Ref]:
         """Tensors among the results, in order."""
-        return leaves(self.out)
+        if self._outs is None:
+            self._outs = leaves(self.out)
+        return self._outs
 
 
 @dataclass
@@ -207,7 +213,7 @@ class Recorder(TorchDispatchMode):
         """Return the number of a tensor, a new one for a new tensor."""
         key = id(tensor)
         number = self.numbers.get(key)
-        if number is None:
+        if number is None and self.passing:
             number = self.passing.get(tensor)
         if number is None:
             number = self.count
