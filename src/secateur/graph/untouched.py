@@ -31,7 +31,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     held = _Held()
     for attributes in plain:
         for name, value in attributes.items():
-            held.see(value, tensors=name not in ("_parameters", "_buffers"))
+            if type(value) not in ATOMS:
+                held.see(value, tensors=name not in ("_parameters", "_buffers"))
     generators = _generators()
     try:
         yield
@@ -52,16 +53,16 @@ class _Held:
         self.seen: set[int] = set()
 
     def see(self, value: Any, *, tensors: bool) -> None:
-        if type(value) in ATOMS or id(value) in self.seen:
+        if id(value) in self.seen:
             return
         if isinstance(value, Tensor) and tensors and not isinstance(value, nn.Parameter):
             self.seen.add(id(value))
             self.tensors.append((value, _version(value), value.detach().clone()))
         elif type(value) in CONTAINERS:
             self.seen.add(id(value))
-            self.containers.append((value, value.copy()))
-            if value:
-                for item in value.values() if isinstance(value, dict) else value:
+            self.containers.append((value, value.copy() if value else ()))
+            for item in (value.values() if isinstance(value, dict) else value) if value else ():
+                if type(item) not in ATOMS:
                     self.see(item, tensors=tensors)
 
     def restore(self) -> None:
