@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,18 +166,6 @@ class ChannelGraph:
     def alive_along(self, name: str, alive: Array) -> list[tuple[frozenset[int], Array]]:
         """For each layer of a parameter or buffer: its axes, and which places (bool, compact) stay alive."""
         return [(varying, alive[numbers]) for varying, numbers in self.components_along(name)]
-
-    def shape_after(self, layers: Sequence[Tensor], shape: Sequence[int], alive: Array) -> tuple[int, ...]:
-        """Return the shape of a labelled tensor once the dead channels are gone."""
-        lines: dict[int, Array] = {}
-        for layer in layers:
-            places = alive[self.component[compact(layer).numpy()]]
-            if places.all():
-                continue
-            for axis in axes(layer):
-                line = places.any(axis=tuple(d for d in range(places.ndim) if d != axis))
-                lines[axis] = lines[axis] & line if axis in lines else line
-        return tuple(int(lines[d].sum()) if d in lines else size for d, size in enumerate(shape))
 
     def touching(self, paths: Iterable[str]) -> set[str]:
         """Names of the groups that any parameter of these modules (or of modules inside them) belongs to.
