@@ -114,7 +114,9 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *sizes: Any) ->
         for size, kernel, step, pad, gap in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True):
             shape.append((size + 2 * pad - gap * (kernel - 1) - 1) // step + 1)
     fits = len(shape) == x.ndim and min(shape) > 0 and x.shape[1] == weight.shape[1] * groups
-    fits = fits and weight.shape[0] % groups == 0 and (bias is None or bias.shape == weight.shape[:1])
+    if bias is not None and not transposed and bias.shape != weight.shape[:1]:
+        raise RuntimeError(f"convolution of weight {list(weight.shape)} with a bias of {list(bias.shape)}")
+    fits = fits and weight.shape[0] % groups == 0
     if fits and not transposed and _is_plain(x) and _is_plain(weight) and x.dtype == weight.dtype:
         return _blank(shape, x)
     return aten.convolution.default(x, weight, bias, *sizes)  # type: ignore[no-any-return]
