@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,6 @@ class ChannelGraph:
         unknown: (operation, module path) of each operation without a rule; what touches it is frozen.
         shapes: parameter or buffer name -> shape of the traced model.
         tape: what was recorded.
-        costs: MACs, parameters and bytes of any plan.
         places: every labelled axis of every parameter and buffer, also of those that cannot be cut.
         rigid: name of each group that the model's code cannot narrow -> why; see `secateur.surgery.feasible`.
     """
@@ -108,10 +108,11 @@ class ChannelGraph:
     example: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)
     places: tuple[Member, ...] = field(repr=False)
     rigid: dict[str, str] = field(default_factory=dict)  # groups left whole because the model's code cannot narrow them
-    costs: CostModel = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        self.costs = CostModel.of(self)
+    @cached_property
+    def costs(self) -> CostModel:
+        """MACs, parameters and bytes of any plan, in closed form."""
+        return CostModel.of(self)
 
     @property
     def widths(self) -> dict[str, int]:
