@@ -49,26 +49,30 @@ class _Held:
 
     def __init__(self) -> None:
         self.containers: list[tuple[Any, Any]] = []
+        self.empty: list[Any] = []  # most are: the hooks of every module
         self.tensors: list[tuple[Tensor, int, Tensor]] = []
         self.seen: set[int] = set()
 
     def see(self, value: Any, *, tensors: bool) -> None:
-        if id(value) in self.seen:
+        if type(value) in CONTAINERS and not value:
+            self.empty.append(value)
+        elif id(value) in self.seen:
             return
-        if isinstance(value, Tensor) and tensors and not isinstance(value, nn.Parameter):
+        elif isinstance(value, Tensor) and tensors and not isinstance(value, nn.Parameter):
             self.seen.add(id(value))
             self.tensors.append((value, _version(value), value.detach().clone()))
         elif type(value) in CONTAINERS:
             self.seen.add(id(value))
-            self.containers.append((value, value.copy() if value else ()))
-            for item in (value.values() if isinstance(value, dict) else value) if value else ():
+            self.containers.append((value, value.copy()))
+            for item in value.values() if isinstance(value, dict) else value:
                 if type(item) not in ATOMS:
                     self.see(item, tensors=tensors)
 
     def restore(self) -> None:
+        for value in self.empty:
+            if value:
+                value.clear()
         for value, copy in self.containers:
-            if not value and not copy:
-                continue
             value.clear()
             if isinstance(value, (list, deque)):
                 value.extend(copy)

@@ -182,9 +182,12 @@ def _copy_modules(modules: list[nn.Module], memo: dict[int, Any]) -> None:
 def _copy(value: Any, memo: dict[int, Any]) -> Any:
     if type(value) in ATOMS:
         return value
-    if type(value) is OrderedDict and not value:
-        return memo.setdefault(id(value), OrderedDict())
-    return copy.deepcopy(value, memo)
+    if id(value) in memo or type(value) not in (dict, OrderedDict):
+        return copy.deepcopy(value, memo)
+    twin = memo[id(value)] = type(value)()
+    for key, item in value.items():
+        twin[_copy(key, memo)] = _copy(item, memo)
+    return twin
 
 
 def _forget_cached_(module: nn.Module) -> None:
