@@ -98,6 +98,9 @@ def _cut_of(graph: ChannelGraph, name: str, alive: Array) -> Cut:
     for varying, places in graph.alive_along(name, alive):
         if places.all():
             continue
+        if len(varying) == 1:
+            cut += [(axis, torch.from_numpy(np.flatnonzero(places))) for axis in varying]
+            continue
         per_axis = []
         for axis in sorted(varying):
             others = tuple(d for d in range(places.ndim) if d != axis)
