@@ -69,7 +69,7 @@ def refuse(kind, words, model, *args, **options):
         ({"protect": [""]}, NothingToPrune, "2 groups of channels, 2 of them protected.*protect less"),
         ({"protect": ["0", "3"]}, NothingToPrune, "2 of them protected"),
         ({"round_to": 64}, NothingToPrune, "none left with at least 64 channels.*lower min_keep and round_to"),
-        ({"repair": "batchnrom"}, MethodError, "repair='batchnrom': expected some of fold, batchnorm"),
+        ({"repair": "batchnrom"}, MethodError, "repair='batchnrom': expected some of fold, refit, batchnorm"),
         ({"repair": "batchnorm"}, MethodError, "needs data= and task="),
         ({"data": [IMAGE]}, MethodError, "data= needs task="),
     ],

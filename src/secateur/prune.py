@@ -20,6 +20,7 @@ from .methods._problem import Decision, Method, Problem
 from .plan import Plan
 from .recovery.batchnorm import reestimate_batchnorm_
 from .recovery.fold import fold_constants
+from .recovery.refit import refit
 from .store import BudgetNote, Details, annotate_
 from .surgery.feasible import feasible
 from .surgery.shrink import check_model, shrink
@@ -27,7 +28,7 @@ from .surgery.verify import Verification, verify
 from .train.task import Task
 
 log = logging.getLogger(__name__)
-REPAIRS = ("fold", "batchnorm")
+REPAIRS = ("fold", "refit", "batchnorm")
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,9 @@ def prune(
         min_keep: every group keeps at least this many channels.
         round_to: every width that changes becomes a multiple of this.
         repair: "fold" moves what removed channels contribute on average into their consumers before the cut and needs
-            no data; "batchnorm" re-estimates running statistics on `data` after it. None = "batchnorm" where there is
-            data.
+            no data; "refit" solves the consumers' remaining weights on `data` for the outputs as they were; "batchnorm"
+            re-estimates running statistics on `data` after the cut. None = "refit" (unless the method
+            re-fits or trains by itself) and "batchnorm" where there is data.
         seed: makes random choices repeatable.
         check: verify the result in float64 and refuse a wrong one.
         graph: the model's graph, if you have it.
@@ -129,12 +131,12 @@ def prune(
     graph = graph if graph is not None else trace(model, example, named)
     _check_model(model, graph, check=check)
     problem = Problem(model, graph, budget, limits, example, named, data, task, seed)
-    cut, small = _cut(problem, chosen, is_folded="fold" in repairs)
+    cut, small = _cut(problem, chosen, repairs)
     graph, plan = cut.graph, cut.decision.plan
     if not plan.removed_count and budget.remove > 0:
         warnings.warn(f"{budget}: nothing was removed.", NothingPruned, stacklevel=2)
     verification = _verified(cut.source, small, plan, example, named) if check else None
-    if "batchnorm" in repairs and data is not None and task is not None:
+    if (repairs is None or "batchnorm" in repairs) and data is not None and task is not None:
         reestimate_batchnorm_(small, data, task)
     result = PruneResult(small, plan, graph, budget, graph.costs(), graph.costs(plan), verification, cut.decision)
     note_origin_(result, method)
@@ -163,15 +165,13 @@ class _Cut:
     graph: ChannelGraph
 
 
-def _cut(problem: Problem, method: Method, *, is_folded: bool) -> tuple[_Cut, nn.Module]:
+def _cut(problem: Problem, method: Method, repairs: tuple[str, ...] | None) -> tuple[_Cut, nn.Module]:
     """Decide and cut; where the model's code cannot express a cut, leave those groups whole and decide again."""
     is_rehearsed = False
     while True:
         decision = method.decide(problem)
-        source = decision.model if decision.model is not None else problem.model
-        if is_folded:
-            source = fold_constants(source, problem.graph, decision.plan)
         try:
+            source = _repaired(problem, decision, repairs)
             return _Cut(decision, source, problem.graph), shrink(source, problem.graph, decision.plan)
         except SurgeryError:
             if is_rehearsed:
@@ -181,6 +181,19 @@ def _cut(problem: Problem, method: Method, *, is_folded: bool) -> tuple[_Cut, nn
                 raise
             log.warning("left whole, since the model's code cannot narrow them: %s", ", ".join(graph.rigid))
             problem = dataclasses.replace(problem, graph=graph)
+
+
+def _repaired(problem: Problem, decision: Decision, repairs: tuple[str, ...] | None) -> nn.Module:
+    """Return the full-width model to cut, after the repairs that come before the cut; None = the usual ones."""
+    source = decision.model if decision.model is not None else problem.model
+    if not decision.plan.removed_count:
+        return source
+    if repairs is not None and "fold" in repairs:
+        source = fold_constants(source, problem.graph, decision.plan)
+    wants_refit = not decision.is_refitted if repairs is None else "refit" in repairs
+    if wants_refit and problem.data is not None and problem.task is not None:
+        source = refit(source, problem.graph, decision.plan, problem.data, problem.task, target=problem.model)
+    return source
 
 
 def _limits(limits: Limits | None, protect: Sequence[str], min_keep: int, round_to: int) -> Limits:
@@ -208,16 +221,17 @@ def _check_model(model: nn.Module, graph: ChannelGraph, *, check: bool) -> None:
         )
 
 
-def _repairs(repair: Sequence[str] | None, data: Any, task: Any) -> tuple[str, ...]:
+def _repairs(repair: Sequence[str] | None, data: Any, task: Any) -> tuple[str, ...] | None:
     if data is not None and task is None:
         raise MethodError("data= needs task=, which says how to read a batch: e.g. task=ClassificationTask().")
     if repair is None:
-        return ("batchnorm",) if data is not None and task is not None else ()
+        return None
     chosen = (repair,) if isinstance(repair, str) else tuple(repair)
     if unknown := [name for name in chosen if name not in REPAIRS]:
         raise MethodError(f"repair={unknown[0]!r}: expected some of {', '.join(REPAIRS)}.")
-    if "batchnorm" in chosen and (data is None or task is None):
-        raise MethodError("repair='batchnorm' needs data= and task= to re-estimate running statistics on.")
+    blind = [name for name in chosen if name != "fold"]
+    if blind and (data is None or task is None):
+        raise MethodError(f"repair={blind[0]!r} needs data= and task=: it fits the smaller model to activations.")
     return chosen
 
 

@@ -487,3 +487,29 @@ def test_a_base_that_is_no_number_is_refused():
     model[2].weight.data.fill_(3e38)
     with pytest.raises(MethodError, match=r"the intact model's distance is inf"):
         sensitivity(model, ONES, data=[ONES], task=DISTANCE)
+
+
+def test_any_method_can_take_its_allocation_from_sensitivity():
+    """The first layer's channels matter to the answer, the second's are all alike: the second loses them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    with torch.no_grad():
+        for layer in (model[0], model[2], model[4]):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        model[0].weight.copy_(torch.eye(4))
+        model[2].weight.copy_(torch.eye(4).repeat(2, 1))
+        model[4].weight.copy_(torch.eye(4).roll(1, 0).repeat(1, 2))
+    data, graph = [(torch.eye(4), torch.tensor([1, 2, 3, 0]))], trace(model, torch.eye(4))
+    problem = Problem(model, graph, Budget(4 / 12), args=(torch.eye(4),), data=data, task=ClassificationTask())
+    plan = L1Filter(allocation="sensitivity").decide(problem).plan
+    assert {name: len(plan.removed(name)) for name in graph.groups} == {"0": 0, "2": 4}
+    uniform = L1Filter().decide(problem).plan
+    assert len(uniform.removed("0")) > 0
+
+
+def test_allocation_by_sensitivity_needs_data():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    problem = Problem(model, trace(model, torch.eye(4)), Budget(0.5), args=(torch.eye(4),))
+    with pytest.raises(MethodError, match="allocation='sensitivity' evaluates the model"):
+        L1Filter(allocation="sensitivity").decide(problem)

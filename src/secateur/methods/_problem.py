@@ -99,11 +99,14 @@ class Decision:
         plan: which channels stay.
         model: a full-width copy with new weights if the method trained or re-fitted any; None = the model as it was.
         scores: group -> (width,) score per channel, higher = keep, where the method has scores.
+        is_refitted: the weights that stay already make up for what goes, since the paper re-fits or trains them:
+            `prune` does not re-fit them again unless asked to.
     """
 
     plan: Plan
     model: nn.Module | None = None
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    is_refitted: bool = False
 
 
 @runtime_checkable

@@ -87,16 +87,18 @@ def counts_for(
     Args:
         problem: model, graph, budget and limits.
         names: groups that may lose channels.
-        allocation: "uniform" (the same fraction of every group), "global" (one ranking of all scores), or a mapping
-        from
-            module path or group name to a relative fraction: groups lose channels in these proportions until the budget
-            is met; those not named stay whole.
-        scores: group -> (width,), needed for "global".
+        allocation: "uniform" (the same fraction of every group), "global" (one ranking of all scores), "sensitivity"
+            (every group loses as much as costs the same metric on the problem's data, cut on its own by these scores),
+            or a mapping from module path or group name to a relative fraction: groups lose channels in these
+            proportions until the budget is met; those not named stay whole.
+        scores: group -> (width,), needed for "global"; "sensitivity" without scores goes by L1 norms.
 
     Raises:
         BudgetError: the budget is not reachable.
         MethodError: an unknown allocation.
     """
+    if problem.budget.remove == 0:
+        return {name: problem.graph.groups[name].width for name in names}
     every = list(problem.graph.groups)
     number = {name: k for k, name in enumerate(every)}
     widths = problem.graph.costs.widths
@@ -120,7 +122,15 @@ def _keys(
             return {n: (np.arange(graph.groups[n].width) + 0.5) / graph.groups[n].width for n in names}
         if allocation == "global" and scores is not None:
             return {n: scores[n].double().numpy() for n in names}
-        raise MethodError(f"allocation={allocation!r}: expected 'uniform', 'global' or {{module path: fraction}}.")
+        if allocation == "sensitivity":
+            from ._sensitivity_run import sensitivity_ranks  # which cuts by scores itself
+
+            own = scores if scores is not None else {n: l1_norms(problem, n) for n in names}
+            return {n: rank.numpy() for n, rank in sensitivity_ranks(problem, own).items()}
+        raise MethodError(
+            f"allocation={allocation!r}: expected 'uniform', 'global', 'sensitivity' or {{module path: fraction}}"
+            f"{'; this method has no scores for global' if allocation == 'global' else ''}."
+        )
     weights = {n: w for n, w in _weights(problem, allocation).items() if n in names and w > 0}
     if not weights:
         raise MethodError(f"allocation names no group that is free to go: {sorted(allocation)} against {names[:8]}.")
@@ -141,6 +151,15 @@ def _weights(problem: Problem, allocation: Mapping[str, float]) -> dict[str, flo
 
 def _made_by(graph: ChannelGraph, path: str) -> set[str]:
     return {n for n, g in graph.groups.items() if any(m.module == path and m.role == "out" for m in g.members)}
+
+
+def l1_norms(problem: Problem, name: str) -> Tensor:
+    """Return (width,) the sum of absolute weights of what makes each channel of a group."""
+    graph, total = problem.graph, torch.zeros(problem.graph.groups[name].width, dtype=torch.float64)
+    for member in producers(graph, graph.groups[name]):
+        weight = problem.model.get_parameter(member.tensor)
+        total += per_channel(graph, graph.groups[name], member, weight, absolute=True)
+    return total
 
 
 def plan_from_counts(problem: Problem, kept: Mapping[str, int], scores: Mapping[str, Tensor]) -> Plan:

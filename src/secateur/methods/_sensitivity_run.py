@@ -26,6 +26,7 @@ from ._sensitivity_curves import GroupCurve, SensitivityCurves
 from ._sensitivity_measure import Bench, Measured, Treatment
 
 log = logging.getLogger(__name__)
+TENTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Analysis:
     graph: ChannelGraph
     data: Iterable[Any]
     task: Task
-    scorer: Method
+    scorer: Method | str
     scores: Mapping[str, Tensor]
     removes: tuple[float, ...]
     treatment: Treatment
@@ -157,7 +158,7 @@ class Analysis:
         if width < least:
             return f"{width} channels, and min_keep and round_to need {least}"
         if name not in self.scores:
-            return f"{type(self.scorer).__name__} does not score it"
+            return f"{self.scorer if isinstance(self.scorer, str) else type(self.scorer).__name__} does not score it"
         if not any(self._counts(name).values()):
             fractions = ", ".join(f"{fraction:g}" for fraction in self.removes)
             return f"no whole channel of {width} at any of {fractions}"
@@ -166,6 +167,23 @@ class Analysis:
     def _step_count(self, counts: dict[str, dict[float, int]]) -> int | None:
         evaluations = 1 + sum(len(set(each.values()) - {0}) for each in counts.values())
         return evaluations * len(self.data) if isinstance(self.data, Sized) else None
+
+
+def sensitivity_ranks(problem: Problem, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return group -> (width,) rank at which its next channel goes, by the drop that it costs on its own.
+
+    Masks the lowest scores of one group after another, in tenths, and evaluates on the problem's data.
+
+    Raises:
+        MethodError: no data or no task.
+        NothingToPrune: no group can lose a channel.
+    """
+    if problem.data is None or problem.task is None:
+        raise MethodError("allocation='sensitivity' evaluates the model: give data= with labels, and task=.")
+    graph = feasible(problem.model, problem.graph)
+    own = {name: scores[name] for name in graph.groups if name in scores}
+    run = Analysis(problem, graph, problem.data, problem.task, "the method itself", own, TENTHS, Treatment())
+    return run.curves(list(own)).order()
 
 
 def named_groups(graph: ChannelGraph, paths: Sequence[str] | None) -> list[str]:

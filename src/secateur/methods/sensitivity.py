@@ -37,9 +37,7 @@ from ._sensitivity_curves import GroupCurve as GroupCurve
 from ._sensitivity_curves import SensitivityCurves as SensitivityCurves
 from ._sensitivity_curves import check_tolerance
 from ._sensitivity_measure import Treatment
-from ._sensitivity_run import Analysis, named_groups
-
-TENTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+from ._sensitivity_run import TENTHS, Analysis, named_groups
 
 
 def sensitivity(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..graph.groups import ChannelGraph
 from ..graph.tape import Op, Ref
 from ..graph.walk import state_of
-from ._moments import Moments, constant, draws, expected, filled, laid, unknown, vector
+from ._analytic import Moments, constant, draws, expected, filled, laid, unknown, vector
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ a fixed pattern of layers; the expectation is a numerical integral, so it serves
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +43,9 @@ log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 
 
-def fold_constants(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
+def fold_constants(
+    model: nn.Module, graph: ChannelGraph, plan: Plan, levels: Mapping[int, Tensor] | None = None
+) -> nn.Module:
     """Return a full-width copy of a model whose biases already hold what the plan's removed channels contribute.
 
     Cut or mask the copy with the same plan. Where the contribution is not known (no normalisation before it, a product
@@ -54,6 +56,8 @@ def fold_constants(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Modu
         model: the traced model; not changed.
         graph: its channel graph.
         plan: which channels will go.
+        levels: number of an activation on the tape -> (channels,) the constant that stands for each channel that goes,
+            NaN = none, where it is known better than by expectation.
 
     Raises:
         PlanError: the plan or the graph is of another model, or the weights hold no data.
@@ -73,7 +77,7 @@ def fold_constants(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Modu
     graph.check(plan)
     if any(tensor.device.type == "meta" for tensor in model.parameters()):
         raise PlanError("the model is on the meta device: its weights hold no data to fold. Load them first.")
-    folding = _Folding(graph, graph.alive(plan))
+    folding = _Folding(graph, graph.alive(plan), levels or {})
     expected = Expectations(model, graph)
     with torch.no_grad():
         for op in graph.tape.ops:
@@ -97,6 +101,7 @@ class _Folding:
 
     graph: ChannelGraph
     alive: Array
+    levels: Mapping[int, Tensor] = field(default_factory=dict)
     asked: dict[str, list[Tensor]] = field(default_factory=dict)  # bias or running mean -> one shift per use
     left: list[str] = field(default_factory=list)
 
@@ -120,9 +125,8 @@ class _Folding:
     def _note(self, op: Op, product: Product, expected: Expectations) -> None:
         dead = self._dead(self.layers.get(product.source.number, []), product.source, product.axis)
         lost = torch.zeros(op.out.shape[product.axis], dtype=torch.float64)
-        found = expected.get(product.source)
-        if dead.any() and found is not None:
-            level, _ = found.along(product.axis)
+        level = self._level(product, expected)
+        if dead.any() and level is not None:
             lost = product.contribution(level, dead & ~level.isnan())
             stays = ~self._dead(self.graph.op_layers[op.index][0], op.out, product.axis)
             lost = torch.where(stays, lost, 0.0)
@@ -131,6 +135,12 @@ class _Folding:
             self.asked.setdefault(target, []).append(sign * lost)
         elif lost.any():
             self.left.append(f"{op.module or 'the model'} (no bias, and no batch normalisation right after)")
+
+    def _level(self, product: Product, expected: Expectations) -> Tensor | None:
+        if product.source.number in self.levels:
+            return self.levels[product.source.number]
+        found = expected.get(product.source)
+        return None if found is None else found.along(product.axis)[0]
 
     def _dead(self, layers: list[Tensor], ref: Ref, axis: int) -> Tensor:
         dead = np.zeros(ref.shape[axis], dtype=bool)

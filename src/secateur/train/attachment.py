@@ -47,12 +47,15 @@ class Attachment(Protocol):
 
     def after_backward(self, moment: Moment) -> None:
         """Look at or change the gradients, before they are clipped and used."""
+        return None
 
     def after_step(self, moment: Moment) -> None:
         """Look at or change the weights, right after the optimizer did (a proximal step, a mask)."""
+        return None
 
     def after_epoch(self, moment: Moment) -> None:
         """Look at or change the weights at the end of an epoch, before it is evaluated and saved."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is remembered between calls."""
@@ -60,3 +63,4 @@ class Attachment(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` returned."""
+        return None
