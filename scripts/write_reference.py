@@ -133,10 +133,13 @@ def _measured(name: str, measured: Mapping[str, Any]) -> list[str]:
         if any((*cell, method, repair) in cells for repair in repairs)
     ]
     lines = ["## What we measured", ""]
-    lines += [f"Test accuracy on {measured['data']} in percent, mean and standard deviation over seeds (how many).", ""]
+    lines += ["Test accuracy in percent: mean, standard deviation over seeds, and how many seeds.", ""]
     lines += _table(["network", "removed", "method", *(f"repair: {repair}" for repair in repairs)], table)
     whole = [f"{model}: {_accuracy(measured.get('dense'), model)}" for model in sorted({cell[0] for cell in own})]
-    return [*lines, "", f"Before pruning: {'; '.join(whole)}. Made by `{measured['command']}`.", ""]
+    lines += ["", f"Data: {measured['data']}. Before pruning: {'; '.join(whole)}. Made by `{measured['command']}`.", ""]
+    settings = next((row["settings"] for row in rows if row["method"] == name and row.get("settings")), {})
+    said = ", ".join(f"`{key}={value!r}`" for key, value in settings.items())
+    return [*lines, f"Settings besides those that all methods share there: {said}.", ""] if said else lines
 
 
 def _cell(row: Mapping[str, Any]) -> str:

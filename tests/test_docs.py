@@ -92,6 +92,13 @@ def test_a_page_shows_what_was_measured_beside_the_control():
     assert "25 %" not in page, "the method was not measured there"
     assert "resnet20: 92.50" in page
     assert "`python -m made_up`" in page
+    assert "Settings besides" not in page
+
+
+def test_a_page_says_with_which_settings_was_measured():
+    measured = measurements()
+    measured["rows"][0]["settings"] = {"selection": "greedy"}
+    assert "share there: `selection='greedy'`." in REFERENCE.method_page(CATALOGUE["l1_filter"], measured)
 
 
 def test_a_page_without_measurements_has_no_section_on_them():

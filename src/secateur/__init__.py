@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .graph import trace as trace
     from .iterate import IterativeResult as IterativeResult
     from .iterate import prune_iteratively as prune_iteratively
+    from .methods.influence import data_influence as data_influence
     from .methods.sensitivity import SensitivityCurves as SensitivityCurves
     from .methods.sensitivity import sensitivity as sensitivity
     from .plan import Plan as Plan
@@ -43,6 +44,7 @@ _HOMES = {  # name -> the module that has it
     "PruneResult": "prune",
     "SensitivityCurves": "methods.sensitivity",
     "Verification": "surgery.verify",
+    "data_influence": "methods.influence",
     "finetune": "recovery.finetune",
     "fold_constants": "recovery.fold",
     "load": "store",
@@ -68,6 +70,7 @@ __all__ = [
     "PruneResult",
     "SensitivityCurves",
     "Verification",
+    "data_influence",
     "finetune",
     "fold_constants",
     "load",

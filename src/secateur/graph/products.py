@@ -215,6 +215,20 @@ def weight_view(model: nn.Module, graph: ChannelGraph, product: Product) -> Tens
 
     Its shape is what the operation takes. None if the weight is computed, so that no parameter holds it.
     """
+    return as_used(graph, product, dict(state_items(model))[product.site.weight].detach())
+
+
+def as_used(graph: ChannelGraph, product: Product, like_parameter: Tensor) -> Tensor | None:
+    """Return the view of a tensor, shaped like the product's parameter, that the operation takes of its weight.
+
+    Args:
+        graph: the channel graph.
+        product: whose weight.
+        like_parameter: a tensor in the parameter's shape, such as its gradient.
+
+    Returns:
+        A view in the shape that the operation takes; None if the weight is computed, so that no parameter holds it.
+    """
     makers = {ref.number: op for op in graph.tape.ops[: product.op.index] for ref in op.outs()}
     chain: list[Op] = []
     number = product.weight.number
@@ -224,8 +238,7 @@ def weight_view(model: nn.Module, graph: ChannelGraph, product: Product) -> Tens
             return None
         chain.append(op)
         number = op.refs()[0].number
-    parameter = dict(state_items(model))[graph.tape.state[number]].detach()
-    value, wanted = parameter, product.weight.number
+    value, wanted = like_parameter, product.weight.number
     with torch.no_grad():
         for op in reversed(chain):
             if op_name(op.func) == "expand":
@@ -234,4 +247,4 @@ def weight_view(model: nn.Module, graph: ChannelGraph, product: Product) -> Tens
             numbers = [ref.number for ref in op.outs()]
             following = {ref.number for later in chain for ref in later.refs()} | {wanted}
             value = out if isinstance(out, Tensor) else out[next(i for i, n in enumerate(numbers) if n in following)]
-    return value if value.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr() else None
+    return value if value.untyped_storage().data_ptr() == like_parameter.untyped_storage().data_ptr() else None

@@ -3,21 +3,39 @@
 from ._problem import Decision as Decision
 from ._problem import Method as Method
 from ._problem import Problem as Problem
+from .aofp import Aofp as Aofp
+from .bn_scale import BnScale as BnScale
 from .cfp import Cfp as Cfp
 from .dcp import Dcp as Dcp
+from .fpgm import Fpgm as Fpgm
+from .hrank import Hrank as Hrank
+from .influence import Influence as Influence
 from .l1_filter import L1Filter as L1Filter
+from .l2_filter import L2Filter as L2Filter
+from .lasso_channels import LassoChannels as LassoChannels
+from .nisp import Nisp as Nisp
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
+from .taylor import Taylor as Taylor
 from .thinet import ThiNet as ThiNet
 
 __all__ = [
+    "Aofp",
+    "BnScale",
     "Cfp",
     "Dcp",
     "Decision",
+    "Fpgm",
+    "Hrank",
+    "Influence",
     "L1Filter",
+    "L2Filter",
+    "LassoChannels",
     "Method",
+    "Nisp",
     "Problem",
     "Random",
     "Sensitivity",
+    "Taylor",
     "ThiNet",
 ]

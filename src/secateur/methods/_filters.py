@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MethodError
-from ..graph.groups import ChannelGraph, ChannelGroup
+from ..graph.groups import ChannelGraph, ChannelGroup, Member
 from ..graph.labels import axes, compact
-from ._scores import producers
+from ._problem import Problem
+from ._scores import producers, projection
 
 Array = np.ndarray[Any, Any]
 
@@ -79,3 +80,44 @@ def positions_in(graph: ChannelGraph, group: ChannelGroup, name: str, axis: int)
             )
         found.append(order.reshape(group.width, -1))
     return torch.from_numpy(np.concatenate(found, axis=1))
+
+
+def deciding(graph: ChannelGraph, group: ChannelGroup, residual: str) -> list[Member]:
+    """Members whose weights decide over a group: its producers, or the projection into it alone.
+
+    Args:
+        graph: the channel graph.
+        group: whose channels.
+        residual: as in `secateur.methods._scores.eligible`; "projection" lets a 1x1 projection decide for the stream.
+    """
+    shortcut = projection(graph, group) if group.is_residual and residual == "projection" else None
+    return producers(graph, group) if shortcut is None else [shortcut]
+
+
+def filter_rows(problem: Problem, name: str, residual: str = "prune") -> Tensor:
+    """Return the raw weights that make each channel of a group, flattened and laid side by side.
+
+    Args:
+        problem: model and graph.
+        name: of the group.
+        residual: which weights, as for `deciding`.
+
+    Returns:
+        (width, weights per channel) in float64 on the model's device; of several weights, one after another. No columns
+        where no parameter makes the channels.
+
+    >>> from secateur import Budget, trace
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 1))
+    >>> problem = Problem(net, trace(net, torch.zeros(1, 1, 5, 5)), Budget(remove=0.5))
+    >>> filter_rows(problem, "0").shape
+    torch.Size([4, 9])
+    """
+    graph, group = problem.graph, problem.graph.groups[name]
+    parameters = dict(problem.model.named_parameters())
+    rows = []
+    for member in deciding(graph, group, residual):
+        if member.tensor in parameters:
+            index = positions_in(graph, group, member.tensor, member.axis)
+            weight = parameters[member.tensor].detach()
+            rows.append(weight.reshape(-1)[index.to(weight.device)].double())
+    return torch.cat(rows, dim=1) if rows else torch.zeros(group.width, 0, dtype=torch.float64)

@@ -37,6 +37,7 @@ class LayerWise:
         method: name, for messages.
         sampling: which rows are read.
         draws_filters: see one output at random in each row in place of all.
+        restores_sums: targets make up for what shortcuts lost; see `secateur.recovery.moments.stream`.
         work: full-width copy; re-fitted weights are written into it.
         removed: group -> channels that go, of the groups so far.
     """
@@ -45,6 +46,7 @@ class LayerWise:
     method: str
     sampling: Sampling
     draws_filters: bool = False
+    restores_sums: bool = False
     work: nn.Module = field(init=False)
     removed: dict[str, list[int]] = field(default_factory=dict)
 
@@ -98,7 +100,16 @@ class LayerWise:
             sites = [p.site for p in reading if is_cut[p.site] is cut]
             if sites:
                 run_on = source if source is not None else mask(self.work, problem.graph, plan)
-                stream(run_on, sites, problem.data, problem.task, self.sampling, take, target=problem.model)
+                stream(
+                    run_on,
+                    sites,
+                    problem.data,
+                    problem.task,
+                    self.sampling,
+                    take,
+                    target=problem.model,
+                    restores_sums=self.restores_sums,
+                )
         return [found[p.site].sums for p in reading]
 
     def remove_(self, name: str, gone: Sequence[int]) -> None:

@@ -2,13 +2,17 @@
 
 Source: Luo, Wu, Lin, "ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression", ICCV 2017,
 arXiv:1707.06342; its journal version (Luo, Zhang, Zhou, Xie, Wu, Lin, TPAMI 2019) for ``selection="omp"``.
+
 Claim: a filter is to be judged by what the next layer loses without it, and a greedy choice with a scaling of what is
 left keeps that loss small.
+
 Equation: remove the set T of channels, |T| given, with the smallest sum over samples of (sum over c in T of x_c)^2,
 greedily (6); then scale what is left by w = argmin sum (y - sum over c in S of w_c x_c)^2 (7). x_c is what channel c
 adds to an output y of the next layer, S the channels left.
+
 Cost: for each group, one pass over the data up to the layers that read it, O(rows * D^2) with D = input channels * taps
 for the Gram matrix of the channels, then O(C * |T|) for the choice and one C x C solve. Memory C^2.
+
 Use it when there is data without labels and several layers are cut at once: each choice makes up for those before it.
 With a full re-fit afterwards the choice matters little.
 

@@ -25,8 +25,8 @@ from ..errors import MethodError
 from ..graph.groups import ChannelGraph, ChannelGroup
 from ..graph.products import Product, Site
 from ..train.batches import device_of, sample_count
-from ..train.task import Task
-from ..train.watching import Seen, drawn_rows, input_batches, watch
+from ..train.task import Inputs, Task
+from ..train.watching import Seen, Sum, drawn_rows, input_batches, watch
 
 BLOCK = 1024  # columns of a second moment that are formed at once
 
@@ -61,6 +61,7 @@ class Sampling:
         return slice(None) if drawn is None else drawn
 
 
+Rows = Callable[[Seen], Tensor | slice]
 Pair = Callable[[Site, Tensor, Tensor, Tensor], None]
 """Called with a site and, for the drawn rows: inputs (groups, rows, columns), outputs (groups, rows, outputs) without
 bias, and the kernel (groups, outputs, columns) that reads these inputs; all float64."""
@@ -75,6 +76,7 @@ def stream(
     take: Pair,
     *,
     target: nn.Module | None = None,
+    restores_sums: bool = False,
 ) -> None:
     """Run a model over all batches and pass on what these products read and should give.
 
@@ -86,6 +88,8 @@ def stream(
         sampling: which rows.
         take: called once for each site and batch.
         target: whose outputs are the targets; None = `model` itself.
+        restores_sums: where a result is added to a shortcut, the target makes up for what the shortcut lost (He et al.
+            2017, section 3.3: Y1 - Y1' + Y2).
 
     Raises:
         MethodError: an input or output is not finite; names the layer.
@@ -95,28 +99,62 @@ def stream(
     with input_batches(data, task, device_of(model)) as batches:
         for number, inputs in enumerate(batches):
             samples = sample_count(*inputs)
-            targets: dict[Site, Tensor] = {}
             rows = partial(_rows, sampling, samples, number)
-
-            def see_target(seen: Seen, rows: Rows = rows, targets: dict[Site, Tensor] = targets) -> None:
-                targets[seen.site] = seen.outputs(rows(seen)).double()
-
-            def see(seen: Seen, rows: Rows = rows, targets: dict[Site, Tensor] = targets) -> None:
-                chosen = rows(seen)
-                read = seen.inputs(chosen).double()
-                given = seen.outputs(chosen).double() if target is None else targets[seen.site]
-                _check_finite(seen.site, read, given)
-                take(seen.site, read, given, seen.kernel().double())
-
-            if target is not None:
-                watch(target, inputs, dict.fromkeys(wanted, see_target))
-            watch(model, inputs, dict.fromkeys(wanted, see))
+            own = _Batch(model, inputs, wanted, rows, has_inputs=True, has_sums=restores_sums and target is not None)
+            theirs = own if target is None else _Batch(target, inputs, wanted, rows, has_sums=restores_sums)
+            for site in own.inputs:
+                given = theirs.outputs[site]
+                if site in own.sums and site in theirs.sums:
+                    given = given + own.lost(site, theirs)
+                _check_finite(site, own.inputs[site], given)
+                take(site, own.inputs[site], given, own.kernels[site])
             read_count += samples
             if sampling.max_samples is not None and read_count >= sampling.max_samples:
                 return
 
 
-Rows = Callable[[Seen], Tensor | slice]
+class _Batch:
+    """What chosen products read and give on one batch, at the drawn rows, in float64."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        sites: list[Site],
+        rows: Rows,
+        *,
+        has_inputs: bool = False,
+        has_sums: bool = False,
+    ) -> None:
+        self.inputs: dict[Site, Tensor] = {}
+        self.outputs: dict[Site, Tensor] = {}
+        self.kernels: dict[Site, Tensor] = {}
+        self.sums: dict[Site, tuple[Tensor, Tensor | None]] = {}  # shortcut at the rows, scale before it
+        places: dict[Site, Callable[[Tensor], Tensor]] = {}
+
+        def see(seen: Seen) -> None:
+            chosen, site = rows(seen), seen.site
+            places[site] = partial(seen.at, rows=chosen)
+            self.outputs[site] = seen.outputs(chosen).double()
+            if has_inputs:
+                self.inputs[site], self.kernels[site] = seen.inputs(chosen).double(), seen.kernel().double()
+
+        def see_sum(site: Site, found: Sum) -> None:
+            scale = None if found.scale is None else found.scale.double()
+            self.sums[site] = places[site](found.shortcut).double(), scale
+
+        sums = {site: partial(see_sum, site) for site in sites} if has_sums else {}
+        watch(model, inputs, dict.fromkeys(sites, see), sums)
+
+    def lost(self, site: Site, original: _Batch) -> Tensor | float:
+        """Return what the shortcut beside a product's result lost, in the units of that result; 0 if it was cut too."""
+        (before, scale), (now, _) = original.sums[site], self.sums[site]
+        if before.shape != now.shape:
+            return 0.0
+        if scale is None:
+            return before - now
+        scale = scale.view(before.shape[0], 1, -1)
+        return torch.where(scale == 0, 0.0, (before - now) / torch.where(scale == 0, 1.0, scale))
 
 
 def _rows(sampling: Sampling, samples: int, batch: int, seen: Seen) -> Tensor | slice:
@@ -190,6 +228,7 @@ def product_moments(
     *,
     target: nn.Module | None = None,
     columns: Mapping[Site, Tensor] | None = None,
+    restores_sums: bool = False,
 ) -> dict[Site, ProductMoments]:
     """Return the moments of what each product reads, and of its targets (its outputs, without bias).
 
@@ -201,6 +240,7 @@ def product_moments(
         sampling: which rows; None = the default.
         target: whose outputs are the targets; None = `model` itself.
         columns: site -> (groups, n) indices of the columns to take; all of those not named.
+        restores_sums: see `stream`.
 
     Raises:
         MethodError: an input or output is not finite.
@@ -214,7 +254,7 @@ def product_moments(
             inputs = inputs.gather(2, chosen[:, None, :].expand(-1, inputs.shape[1], -1))
         found[site].add(inputs, targets)
 
-    stream(model, found, data, task, sampling or Sampling(), take, target=target)
+    stream(model, found, data, task, sampling or Sampling(), take, target=target, restores_sums=restores_sums)
     return found
 
 

@@ -47,6 +47,8 @@ class Refit:
         is_asymmetric: inputs come from the pruned network, so that later layers make up for what earlier ones lost
             (False: from the original one, as if nothing before had been cut).
         sampling: which samples are read, and which outputs of each layer are fitted.
+        restores_sums: where a result is added to a shortcut, it makes up for what the shortcut lost (He et al. 2017,
+            section 3.3).
         max_bytes: largest second moment of one layer; larger layers are left as they are, with a warning in the log.
 
     Raises:
@@ -56,6 +58,7 @@ class Refit:
     ridge: float = 1e-3
     is_asymmetric: bool = True
     sampling: Sampling = field(default_factory=Sampling)
+    restores_sums: bool = False
     max_bytes: int = 2 << 30
 
     def __post_init__(self) -> None:
@@ -133,7 +136,7 @@ def refit(
     >>> bool(torch.allclose(small(x), net(x), atol=1e-5))
     True
     """
-    run = _Run(copy.deepcopy(model), graph, plan, data, task, how or Refit(), model if target is None else target)
+    run = Refitting(copy.deepcopy(model), graph, plan, data, task, how or Refit(), model if target is None else target)
     waiting = [found for found in run.consumers() if run.fits(found[0][0])]
     with ProgressBar("re-fitting", len(waiting), visible=progress) as bar:
         for uses, view in waiting:
@@ -143,7 +146,9 @@ def refit(
 
 
 @dataclass(frozen=True)
-class _Run:
+class Refitting:
+    """A network whose consumers are re-fitted one after another; `refit` goes through all of them."""
+
     work: nn.Module  # full width; its weights are replaced layer by layer
     graph: ChannelGraph
     plan: Plan
@@ -210,8 +215,16 @@ class _Run:
             is_cut = small is not None and sites[0].weight in dict(state_items(small))
             source = small if small is not None and is_cut else mask(self.work, self.graph, self.plan)
             target, columns = self.target, {} if is_cut else columns
-        how = self.how.sampling
-        found = product_moments(source, sites, self.data, self.task, how, target=target, columns=columns)
+        found = product_moments(
+            source,
+            sites,
+            self.data,
+            self.task,
+            self.how.sampling,
+            target=target,
+            columns=columns,
+            restores_sums=self.how.restores_sums,
+        )
         return added(found.values())
 
 

@@ -73,11 +73,18 @@ class Seen:
 
     def outputs(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """Return (groups, rows, outputs per group) what it gave at these rows, without bias."""
+        found = self.at(self.out, rows)
+        if self.bias is None:
+            return found
+        if self.is_convolution:
+            return found - self.bias.view(self.groups, 1, -1)
+        return found - self.at(self.bias.expand_as(self.out), rows)
+
+    def at(self, result: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Return (groups, rows, outputs per group) of something in the shape of the result, at these rows."""
         if not self.is_convolution:
-            found = self._matrix(self.out)[:, rows]
-            return found if self.bias is None else found - self._matrix(self.bias.expand_as(self.out))[:, rows]
-        flat = self.out.flatten(start_dim=2).transpose(1, 2).reshape(-1, self.out.shape[1])[rows]
-        flat = flat if self.bias is None else flat - self.bias
+            return self._matrix(result)[:, rows]
+        flat = result.flatten(start_dim=2).transpose(1, 2).reshape(-1, result.shape[1])[rows]
         return flat.view(len(flat), self.groups, -1).transpose(0, 1)
 
     @property
@@ -166,12 +173,30 @@ class _Enough(BaseException):
     """Ends a forward pass once everything was seen; never leaves this file."""
 
 
+See = Mapping[Site, Callable[[Seen], None]]
+SeeSum = Mapping[Site, Callable[["Sum"], None]]
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """What is added to the result of a product, after at most a batch normalisation: the shortcut of a residual block.
+
+    Attributes:
+        shortcut: the other operand, in the shape of the product's result.
+        scale: (outputs,) what the batch normalisation in between multiplies by; None = there is none.
+    """
+
+    shortcut: Tensor
+    scale: Tensor | None
+
+
 class _Watch(TorchDispatchMode):
-    def __init__(self, names: dict[int, str], see: Mapping[Site, Callable[[Seen], None]]) -> None:
+    def __init__(self, names: dict[int, str], see: See, see_sum: SeeSum) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.uses: Uses[int] = Uses(names)
-        self.see, self.left = see, set(see)
+        self.see, self.see_sum, self.left = see, see_sum, set(see)
         self.held: list[Tensor] = []  # tensors that are known by identity must outlive the pass
+        self.tails: dict[int, tuple[Site, Tensor, Tensor | None]] = {}  # what became of a result on its way to a sum
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -188,12 +213,41 @@ class _Watch(TorchDispatchMode):
             source, weight = (factor.detach() for factor in (factors[::-1] if site[1] else factors))
             self.left.discard(site[0])
             self.see[site[0]](Seen(site[0], args, source, weight, out, name == CONVOLUTION, site[1]))
-            if not self.left:
-                raise _Enough
+            if site[0] in self.see_sum:
+                self._follow(out, (site[0], out, None))
+        if self.tails:
+            self._pass_on(name, args, out)
+        if not self.left and not self.tails:
+            raise _Enough
         return out
 
+    def _follow(self, result: Tensor, tail: tuple[Site, Tensor, Tensor | None]) -> None:
+        self.tails[id(result)] = tail
+        self.held.append(result)
 
-def watch(model: nn.Module, inputs: Inputs, see: Mapping[Site, Callable[[Seen], None]]) -> None:
+    def _pass_on(self, name: str, args: Any, out: Any) -> None:
+        """Follow results of products through views and one batch normalisation to the sum that they enter."""
+        found = [k for k, value in enumerate(args) if isinstance(value, Tensor) and id(value) in self.tails]
+        if not found or (isinstance(out, Tensor) and id(out) in self.tails):
+            return
+        site, result, scale = self.tails.pop(id(args[found[0]]))
+        if name == "add" and len(found) == 1 and isinstance(other := args[1 - found[0]], Tensor):
+            if other.numel() == result.numel():
+                self.see_sum[site](Sum(other.detach().reshape(result.shape), scale))
+        elif name in ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze"):
+            self._follow(out, (site, result, scale))
+        elif "batch_norm" in name and scale is None and found == [0]:
+            self._follow(out[0], (site, result, _scale_of(args)))
+
+
+def _scale_of(args: Any) -> Tensor:
+    """Return what a batch normalisation in eval mode multiplies by, from its arguments."""
+    weight, variance, epsilon = args[1], args[4], args[-1]
+    scale: Tensor = (variance + epsilon).rsqrt().detach()
+    return scale if weight is None else scale * weight.detach()
+
+
+def watch(model: nn.Module, inputs: Inputs, see: See, see_sum: SeeSum | None = None) -> None:
     """Run a model in eval mode and call a function for each of these products as it happens.
 
     The pass ends after the last of them.
@@ -202,6 +256,7 @@ def watch(model: nn.Module, inputs: Inputs, see: Mapping[Site, Callable[[Seen], 
         model: runs where it is; nothing of it changes.
         inputs: positional and keyword inputs, on the model's device.
         see: site -> what to call.
+        see_sum: site -> what to call when the product's result is added to something; not called where it is not.
 
     Raises:
         TrainingError: the pass came to its end without one of them.
@@ -214,7 +269,7 @@ def watch(model: nn.Module, inputs: Inputs, see: Mapping[Site, Callable[[Seen], 
     if not see:
         return
     args, kwargs = inputs
-    mode = _Watch(state_names(model), see)
+    mode = _Watch(state_names(model), see, see_sum or {})
     is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     kernels = plain_kernels() if is_recurrent else _no_fused_attention()
     with untouched(model), torch.no_grad(), kernels, contextlib.suppress(_Enough):

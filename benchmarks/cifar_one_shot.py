@@ -1,0 +1,199 @@
+"""One-shot methods on CIFAR-10: what the choice of channels is worth, and what repair is.
+
+    python -m benchmarks.cifar_one_shot --data FOLDER [--methods NAME ...] [--removes 0.3 0.5 0.7] [--seeds 0 1 2]
+        [--finetune 5] [--out benchmarks/results/cifar_one_shot.json]
+
+The committed ResNet-20 (benchmarks/checkpoints/resnet20, made by the command in its record) is cut to 30, 50 and 70 %
+fewer MACs. Every method removes the same number of channels from each layer (the same fraction of the inner channels of
+every block), so that only the choice of channels differs. A seed draws the calibration images, 1,024 training images in
+batches of 128. Accuracy is of all 10,000 test images, as cut, after batch-norm re-estimation, after the same
+least-squares re-fit, after both, and after `--finetune` epochs. Each finished row is written at once, and the same
+command goes on where a killed one stopped. Methods that train while they prune (cfp, dcp, aofp) say so in `trained`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from secateur import Budget, ChannelGraph, Plan, data, models, shrink, trace, train
+from secateur.catalogue import find
+from secateur.methods import Decision, L1Filter, Problem
+from secateur.recovery.batchnorm import reestimate_batchnorm
+from secateur.recovery.finetune import finetune
+from secateur.recovery.refit import refit
+
+FOLDER = Path(__file__).parent
+CHECKPOINT = FOLDER / "checkpoints" / "resnet20"
+RESULTS = FOLDER / "results" / "cifar_one_shot.json"
+TASK = train.ClassificationTask()
+CALIBRATION = 1024
+BRIEF: dict[str, dict[str, Any]] = {  # the papers train for days; here a few passes over the calibration images
+    "aofp": {"iters_per_half": 8, "warmup": 0, "epochs": 40},
+    "cfp": {},
+    "dcp": {"stage_epochs": 2, "stage_lr": 0.01, "channels_per_step": 2},
+}
+PEERS = ("torch-pruning:group_norm", "torch-pruning:group_taylor")
+METHODS = (
+    "random",
+    "l1_filter",
+    "l2_filter",
+    "fpgm",
+    "bn_scale",
+    "taylor",
+    "hrank",
+    "thinet",
+    "lasso_channels",
+    "nisp",
+    "influence",
+    "cfp",
+    "dcp",
+    "aofp",
+    *PEERS,
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The network, its graph, and the images."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    images: data.ImageData
+
+    def calibration(self, seed: int) -> list[tuple[Tensor, Tensor]]:
+        """Return 1,024 training images in eight batches, drawn by the seed."""
+        drawn = torch.randperm(len(self.images.train_labels), generator=torch.Generator().manual_seed(seed))
+        drawn = drawn[:CALIBRATION]
+        pictures = self.images.normalise(self.images.train_images[drawn])
+        return list(zip(pictures.split(128), self.images.train_labels[drawn].split(128), strict=True))
+
+    def test(self, model: nn.Module) -> float:
+        """Return the accuracy on all test images, in percent."""
+        return 100 * train.evaluate(model, self.images.loaders(500).test, TASK, progress=False)
+
+    def rows(self, method: str, remove: float, seed: int, epochs: int) -> dict[str, float]:
+        """Prune by one method and return the accuracy after each repair."""
+        calibration = self.calibration(seed)
+        problem = Problem(
+            self.model,
+            self.graph,
+            Budget(remove=remove, of="macs"),
+            args=(calibration[0][0][:1],),
+            data=calibration,
+            task=TASK,
+            seed=seed,
+        )
+        decision = decide(method, problem)
+        source = decision.model if decision.model is not None else self.model
+        fitted = refit(source, self.graph, decision.plan, calibration, TASK, target=self.model, progress=False)
+        cut, repaired = (shrink(whole, self.graph, decision.plan) for whole in (source, fitted))
+        both = reestimate_batchnorm(repaired, calibration, TASK, progress=False)
+        found = {
+            "none": self.test(cut),
+            "batchnorm": self.test(reestimate_batchnorm(cut, calibration, TASK, progress=False)),
+            "refit": self.test(repaired),
+            "refit+batchnorm": self.test(both),
+        }
+        if epochs:
+            loader = self.images.loaders(128, seed=seed).train
+            recipe = train.Recipe(epochs, 0.01, weight_decay=5e-4, precision="bf16", channels_last=True, seed=seed)
+            found["finetune"] = self.test(finetune(both, loader, TASK, recipe, progress=False)[0])
+        return found
+
+
+def decide(method: str, problem: Problem) -> Decision:
+    """Decide by a method of ours with the paper's settings, or by a criterion of the peer on the same widths."""
+    if method in PEERS:
+        return peer(method, problem)
+    entry = find(method)
+    settings = dict(BRIEF.get(method, {}))
+    own = set(vars(entry.make())) if hasattr(entry.make(), "__dict__") else set()
+    settings |= {key: value for key, value in (("allocation", "uniform"), ("residual", "skip")) if key in own}
+    return entry.make(**settings).decide(problem)
+
+
+def peer(method: str, problem: Problem) -> Decision:
+    """Rank the channels of each group by a criterion of torch-pruning; remove as many of each as everybody else."""
+    import torch_pruning as tp
+
+    counts = L1Filter(residual="skip").decide(problem).plan
+    model = problem.model
+    taylor = method.endswith("taylor")
+    importance = tp.importance.GroupTaylorImportance() if taylor else tp.importance.GroupMagnitudeImportance(p=2)
+    dependencies = tp.DependencyGraph().build_dependency(model, example_inputs=problem.args[0])
+    if taylor:
+        for images, labels in problem.data or ():
+            TASK.loss(model(images), (images, labels)).backward()
+    removed = {}
+    for name in counts:
+        layer = model.get_submodule(name)
+        every = list(range(counts.widths[name]))
+        group = dependencies.get_pruning_group(layer, tp.prune_conv_out_channels, idxs=every)
+        scores = importance(group)
+        removed[name] = scores.argsort()[: len(counts.removed(name))].tolist()
+    model.zero_grad(set_to_none=True)
+    return Decision(Plan.from_removed(removed, counts.widths))
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(2)
+    model = models.resolve("resnet20")
+    model.load_state_dict(load_file(options.checkpoint / "model.safetensors"))
+    model.eval()
+    images = data.cifar10(options.data)
+    bench = Bench(model, trace(model, torch.zeros(1, 3, 32, 32)), images)
+    result = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
+    result["command"] = "python -m benchmarks.cifar_one_shot --data FOLDER"
+    result["data"] = "CIFAR-10 (JPEG), 10,000 test images; last epoch"
+    result["dense"] = bench.test(model)
+    runs = {(row["method"], row["remove"], row["repair"]): row for row in result["rows"]}
+    for remove, seed, method in itertools.product(options.removes, options.seeds, options.methods):
+        repair = "finetune" if options.finetune else "refit+batchnorm"
+        if seed in runs.get((method, remove, repair), {}).get("seeds", ()):
+            continue
+        start = time.perf_counter()
+        for name, accuracy in bench.rows(method, remove, seed, options.finetune).items():
+            row = runs.setdefault(
+                (method, remove, name),
+                {"model": "resnet20", "method": method, "repair": name, "remove": remove, "of": "macs"}
+                | {"trained": method in BRIEF, "settings": BRIEF.get(method, {}), "seeds": [], "accuracy": []},
+            )
+            if seed not in row["seeds"]:
+                row["seeds"].append(seed)
+                row["accuracy"].append(round(accuracy, 2))
+            row["mean"] = round(statistics.mean(row["accuracy"]), 2)
+            row["std"] = round(statistics.stdev(row["accuracy"]), 2) if len(row["accuracy"]) > 1 else 0.0
+            print(f"{method:28} {remove:.0%} seed {seed} {name:16} {accuracy:.2f}", flush=True)
+        print(f"{time.perf_counter() - start:.0f} s", flush=True)
+        result["rows"] = list(runs.values())
+        partial = options.out.with_suffix(".partial")
+        partial.write_text(json.dumps(result, indent=1) + "\n")
+        partial.replace(options.out)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with the parquet files of CIFAR-10")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--removes", nargs="+", type=float, default=(0.3, 0.5, 0.7))
+    parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    parser.add_argument("--finetune", type=int, default=0, help="epochs after the repairs")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

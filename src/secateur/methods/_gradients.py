@@ -1,0 +1,141 @@
+"""Gradients of the loss, batch by batch, on a copy of the model in float32 or better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sized
+from contextlib import ExitStack
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import MethodError
+from ..graph.tape import map_tensors, set_training, tensors
+from ..surgery.shrink import cut_copy
+from ..train.batches import device_of, to_device
+from ..train.progress import ProgressBar
+from ..train.randomness import Stream, same_loader_after, same_randomness_after
+from ..train.task import Task
+from ._problem import Problem
+
+HALF = (torch.float16, torch.bfloat16)
+Gradients = dict[str, tuple[Tensor, Tensor]]
+
+
+def each_gradient(
+    problem: Problem, names: Iterable[str], see: Callable[[Gradients], None], *, method: str, batch_count: int
+) -> None:
+    """Call a function with weights and gradients of each batch's mean loss.
+
+    The gradients are taken on a copy in eval mode: running statistics, no dropout. Half-precision models are run in
+    float32. Nothing is added up over batches. The data are read once.
+
+    Args:
+        problem: model, data, task and seed.
+        names: parameters or buffers to differentiate.
+        see: called once for each batch with name -> (value, gradient); zeros where the loss does not depend on it.
+        method: for messages.
+        batch_count: how many batches to read; fewer if the data have fewer.
+
+    Raises:
+        MethodError: no data or task, no batch, or a batch whose loss cannot be computed or is no finite number.
+    """
+    if problem.data is None or problem.task is None:
+        raise MethodError(f"{method} takes gradients of the loss: give data= (labelled batches) and task=.")
+    data, device = problem.data, device_of(problem.model)
+    total = min(batch_count, len(data)) if isinstance(data, Sized) else batch_count
+    with ExitStack() as stack:
+        stack.enter_context(same_randomness_after(device))
+        stack.enter_context(same_loader_after(data))
+        stack.enter_context(Stream(problem.seed))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        bar = stack.enter_context(ProgressBar(f"gradients for {method}", total))
+        runner, wanted = _runner(problem.model, names)
+        count = 0
+        for batch in islice(data, batch_count):
+            found = _gradients(runner, wanted, problem.task, to_device(batch, device), f"{method}, batch {count}")
+            see({name: (wanted[name].detach(), gradient) for name, gradient in found.items()})
+            count += 1
+            bar.advance()
+    if not count:
+        raise MethodError(f"{method}: data= gave no batch; pass a list or a loader that starts anew each time.")
+
+
+def _runner(model: nn.Module, names: Iterable[str]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Copy the model to differentiate it; also return the copy's tensors of these names."""
+    runner = cut_copy(model, {})
+    halves = {t.dtype for t in runner.parameters()} & set(HALF)
+    if halves:
+        runner = runner.float()
+    set_training(runner, False)
+    runner.requires_grad_(False)
+    own = {**dict(runner.named_parameters()), **dict(runner.named_buffers())}
+    return runner, {name: own[name].requires_grad_(True) for name in names}
+
+
+def _gradients(runner: nn.Module, wanted: dict[str, Tensor], task: Task, batch: Any, where: str) -> dict[str, Tensor]:
+    args, kwargs = _in_precision_of(runner, task.to_inputs(batch))
+    try:
+        loss = task.loss(runner(*args, **kwargs), batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise MethodError(
+                f"{where}: task.loss gave {_shown(loss)}; expected one number that gradients flow through."
+            )
+        if not bool(loss.isfinite()):
+            raise MethodError(f"{where}: the loss is {loss.item()}; {_first_not_finite(runner, args, kwargs)}.")
+        found = torch.autograd.grad(loss.sum(), list(wanted.values()), allow_unused=True)
+    except MethodError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise MethodError(
+            f"{where}: the loss or its gradient cannot be computed, {type(error).__name__}: {reason}. The batches of "
+            "data= have to be what task= expects, with labels."
+        ) from error
+    gradients = {
+        name: torch.zeros_like(tensor) if gradient is None else gradient
+        for (name, tensor), gradient in zip(wanted.items(), found, strict=True)
+    }
+    odd = next((name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())), None)
+    if odd is not None:
+        raise MethodError(f"{where}: the gradient of {odd!r} holds NaN or infinite values, though the loss is finite.")
+    return gradients
+
+
+def _in_precision_of(runner: nn.Module, inputs: Any) -> Any:
+    """Give half-precision inputs the precision of a model that was widened."""
+    dtypes = {t.dtype for t in runner.parameters() if t.is_floating_point()}
+    if dtypes & set(HALF) or torch.float32 not in dtypes:
+        return inputs
+    return map_tensors(lambda t: t.float() if t.dtype in HALF else t, inputs)
+
+
+def _shown(loss: Any) -> str:
+    if not isinstance(loss, Tensor):
+        return type(loss).__name__
+    return f"a tensor {list(loss.shape)}{'' if loss.requires_grad else ' that depends on no weight'}"
+
+
+def _first_not_finite(runner: nn.Module, args: Any, kwargs: Any) -> str:
+    """Say which module is the first to give NaN or infinite values."""
+    if not all(_is_finite(t) for t in tensors((args, kwargs))):
+        return "the batch itself holds NaN or infinite values"
+    names = {module: path for path, module in runner.named_modules()}
+    found: list[str] = []
+
+    def look(module: nn.Module, _: Any, out: Any) -> None:
+        if not found and not all(_is_finite(t) for t in tensors(out)):
+            found.append(names[module] or type(module).__name__)
+
+    for module in names:
+        module.register_forward_hook(look)
+    with torch.no_grad():
+        runner(*args, **kwargs)
+    return f"module {found[0]!r} is the first to give NaN or infinite values" if found else "every activation is finite"
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
