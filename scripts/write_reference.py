@@ -1,29 +1,45 @@
-"""Write docs/reference/methods.md and errors.md from the catalogue and the exceptions; a test keeps them up to date."""
+"""Write docs/reference from the catalogue, the methods' docstrings, the measurements and the exceptions.
+
+A test keeps the pages up to date. A method's page is its module's docstring part by part, the attributes of its class
+as a table of hyper-parameters, and what `benchmarks/results/cifar_one_shot.json` holds on it, if anything.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 import inspect
+import json
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from secateur import errors
 from secateur.catalogue import CATALOGUE, WAIVABLE, Entry
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "docs" / "reference"
+MEASURED = ROOT / "benchmarks" / "results" / "cifar_one_shot.json"
 NOTE = "<!-- Written by scripts/write_reference.py; do not edit. -->"
+PARTS = ("Source:", "Claim:", "Equation:", "Cost:", "Use it when", "Where we differ, and why:")
+REPAIRS = ("none", "batchnorm", "refit", "refit+batchnorm", "finetune")
+CONTROL = "random"
 
 
 def methods_page() -> str:
-    """Return the page on methods: one table, then a section for each row of the catalogue."""
-    entries = sorted(CATALOGUE.values(), key=lambda entry: entry.name)
+    """Return the overview: one table with a link to each method's page, and what all methods promise."""
+    entries = _entries()
     lines = [NOTE, "# Methods", ""]
-    lines += ['`prune(..., method="NAME")`, or `method=` an object of the class with settings of your own.', ""]
-    lines += ["| name | family | reads besides weights | what goes |", "| --- | --- | --- | --- |"]
     lines += [
-        f"| [`{e.name}`](#{e.name}) | {e.family} | {', '.join(e.needs) or 'nothing'} | {e.summary} |" for e in entries
+        '`prune(..., method="NAME")`, or `method=` an object of the class with settings of your own. Each name leads to'
     ]
-    lines += ["", "Every method keeps these promises, but for those that its section says it does not:", ""]
+    lines += ["a page with source, claim, equation, cost, hyper-parameters and differences from the paper.", ""]
+    lines += _table(
+        ["name", "family", "reads besides weights", "what goes"],
+        ([f"[`{e.name}`](methods/{e.name}.md)", e.family, _reads(e), e.summary] for e in entries),
+    )
+    lines += ["", "Every method keeps these promises, but for those that its page says it does not:", ""]
     lines += [f"- {text};" for text in WAIVABLE.values()]
     lines[-1] = lines[-1].removesuffix(";") + "."
     lines += [
@@ -31,21 +47,144 @@ def methods_page() -> str:
         "The promises without exception (exact budgets, nothing left behind, shrunk equals masked and others) are",
     ]
     lines += ["the functions of `tests/contract/promises.py`.", ""]
-    for entry in entries:
-        lines += _section(entry)
     return "\n".join(lines)
 
 
-def _section(entry: Entry) -> list[str]:
-    kind = getattr(importlib.import_module(f"secateur.methods.{entry.name}"), entry.class_name)
-    lines = [f"## {entry.name}", "", f"`secateur.methods.{entry.class_name}`. {entry.paper}.", ""]
-    lines += ["```text", inspect.getdoc(kind) or "", "```", ""]
-    defaults = [f"`{f.name}={f.default!r}`" for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING]
-    if defaults:
-        lines += [f"Defaults: {', '.join(defaults)}.", ""]
+def method_page(entry: Entry, measured: Mapping[str, Any] | None = None) -> str:
+    """Return the page of one method.
+
+    Args:
+        entry: its row of the catalogue.
+        measured: what the file of measurements holds; None = there is none.
+
+    Raises:
+        ValueError: the module's docstring lacks a part, or the class leaves a hyper-parameter out.
+    """
+    module = importlib.import_module(f"secateur.methods.{entry.name}")
+    kind = getattr(module, entry.class_name)
+    title, parts = docstring_parts(inspect.getdoc(module) or "", entry.name)
+    lines = [NOTE, f"# {entry.name}", "", *_prose(title), ""]
+    lines += [f'`prune(..., method="{entry.name}")` or `secateur.methods.{entry.class_name}(...)`.', ""]
+    lines += _table(["family", "reads besides weights", "what goes"], [[entry.family, _reads(entry), entry.summary]])
+    lines += ["", "## Source", "", *_sentence(parts["Source:"]), "", "## Claim", "", *_sentence(parts["Claim:"]), ""]
+    lines += ["## Equation", "", "```text", parts["Equation:"], "```", ""]
+    lines += ["## Cost", "", *_sentence(parts["Cost:"]), ""]
+    lines += ["## When to use it", "", *_prose("Use it when " + parts["Use it when"]), ""]
+    lines += ["## Hyper-parameters", "", *_hyper_parameters(kind), ""]
     if entry.waives:
-        lines += [f"Does not promise that {'; nor that '.join(WAIVABLE[name] for name in entry.waives)}.", ""]
-    return lines
+        lines += ["## What it does not promise", ""]
+        lines += [f"It does not promise that {'; nor that '.join(WAIVABLE[name] for name in entry.waives)}.", ""]
+    lines += ["## Where we differ, and why", "", *_prose(parts["Where we differ, and why:"]), ""]
+    lines += _measured(entry.name, measured or {})
+    lines += ["[All methods](../methods.md)", ""]
+    return "\n".join(lines)
+
+
+def docstring_parts(text: str, name: str) -> tuple[str, dict[str, str]]:
+    """Split a module's docstring into what comes first and the parts that every method has.
+
+    Raises:
+        ValueError: a part is missing, empty, there twice, or out of order.
+    """
+    pattern = re.compile(rf"^({'|'.join(map(re.escape, PARTS))})", re.MULTILINE)
+    title, *pieces = pattern.split(text)
+    labels, bodies = pieces[::2], [inspect.cleandoc(" " + body).strip() for body in pieces[1::2]]
+    if tuple(labels) != PARTS or not all(bodies):
+        raise ValueError(f"docstring of methods/{name}.py: has {labels}, some empty; expected each of {PARTS} in turn.")
+    return title.strip(), dict(zip(labels, bodies, strict=True))
+
+
+def attributes(kind: type) -> dict[str, str]:
+    """Return what the class's docstring says on each attribute."""
+    section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def _hyper_parameters(kind: type) -> list[str]:
+    said, own = attributes(kind), dataclasses.fields(kind)
+    if list(said) != [f.name for f in own]:
+        raise ValueError(f"{kind.__name__}: Attributes: names {list(said)}, the fields are {[f.name for f in own]}.")
+    before = (inspect.getdoc(kind) or "").partition("Attributes:\n")[0].partition("\n\n")[2].strip()
+    lines = [*_prose(before), ""] if before else []
+    rows = [[f"`{f.name}`", f"`{_default(f)}`", "\n".join(_prose(said[f.name]))] for f in own]
+    return lines + _table(["name", "default", "meaning"], rows)
+
+
+def _default(own: dataclasses.Field[Any]) -> str:
+    value = own.default if own.default is not dataclasses.MISSING else own.default_factory()  # type: ignore[misc]
+    return repr(value)
+
+
+def _measured(name: str, measured: Mapping[str, Any]) -> list[str]:
+    """Return the section on measurements, with the control beside the method; nothing where there are none."""
+    rows = [row for row in measured.get("rows", ()) if row["method"] in (name, CONTROL)]
+    own = {(row["model"], row["of"], row["remove"]) for row in rows if row["method"] == name}
+    rows = [row for row in rows if (row["model"], row["of"], row["remove"]) in own]
+    if not own:
+        return []
+    repairs = sorted({row["repair"] for row in rows}, key=lambda r: (REPAIRS.index(r) if r in REPAIRS else 9, r))
+    cells = {(row["model"], row["of"], row["remove"], row["method"], row["repair"]): _cell(row) for row in rows}
+    table = [
+        [cell[0], f"{100 * cell[2]:g} % of {_unit(cell[1])}", method]
+        + [cells.get((*cell, method, repair), "") for repair in repairs]
+        for cell in sorted(own)
+        for method in dict.fromkeys((name, CONTROL))
+        if any((*cell, method, repair) in cells for repair in repairs)
+    ]
+    lines = ["## What we measured", ""]
+    lines += ["Test accuracy in percent: mean, standard deviation over seeds, and how many seeds.", ""]
+    lines += _table(["network", "removed", "method", *(f"repair: {repair}" for repair in repairs)], table)
+    whole = [f"{model}: {_accuracy(measured.get('dense'), model)}" for model in sorted({cell[0] for cell in own})]
+    lines += ["", f"Data: {measured['data']}. Before pruning: {'; '.join(whole)}. Made by `{measured['command']}`.", ""]
+    settings = next((row["settings"] for row in rows if row["method"] == name and row.get("settings")), {})
+    said = ", ".join(f"`{key}={value!r}`" for key, value in settings.items())
+    return [*lines, f"Settings besides those that all methods share there: {said}.", ""] if said else lines
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    spread = f" ± {row['std']:.2f}" if len(row["accuracy"]) > 1 else ""
+    return f"{row['mean']:.2f}{spread} ({len(row['accuracy'])})"
+
+
+def _unit(of: str) -> str:
+    return {"macs": "MACs", "params": "parameters"}.get(of, of)
+
+
+def _accuracy(dense: Any, model: str) -> str:
+    """Return the accuracy of a network before pruning, given by network or for all, as a number or with seeds."""
+    if isinstance(dense, Mapping):
+        return _accuracy(dense.get(model, dense.get("mean", dense.get("accuracy"))), model)
+    if isinstance(dense, list) and dense:
+        return f"{sum(dense) / len(dense):.2f}"
+    return f"{dense:.2f}" if isinstance(dense, int | float) else "not recorded"
+
+
+def _entries() -> list[Entry]:
+    return sorted(CATALOGUE.values(), key=lambda entry: entry.name)
+
+
+def _reads(entry: Entry) -> str:
+    return ", ".join(entry.needs) or "nothing"
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+    table = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return [f"| {' | '.join(row)} |" for row in table]
+
+
+def _sentence(text: str) -> list[str]:
+    """Return prose that began after a label, as a sentence of its own; a symbol in front keeps its case."""
+    return _prose(text[0].upper() + text[1:] if re.match(r"[a-z]{2}", text) else text)
+
+
+def _prose(text: str) -> list[str]:
+    """Return a docstring's prose as lines of Markdown: code in single backticks, other marks as they stand."""
+    spans = re.split(r"(``?[^`]+``?)", text)
+    marked = "".join(
+        span.replace("``", "`") if span.startswith("`") else re.sub(r"([*<])", r"\\\1", span) for span in spans
+    )
+    return marked.split("\n")
 
 
 def errors_page() -> str:
@@ -57,8 +196,18 @@ def errors_page() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"methods.md": methods_page, "errors.md": errors_page}
+def pages() -> dict[str, str]:
+    """Return every page of docs/reference, by its path there."""
+    measured = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else None
+    own = {f"methods/{entry.name}.md": method_page(entry, measured) for entry in _entries()}
+    return {"methods.md": methods_page(), "errors.md": errors_page(), **own}
+
 
 if __name__ == "__main__":
-    for name, page in PAGES.items():
-        (FOLDER / name).write_text(page(), encoding="utf-8")
+    written = pages()
+    for path in (FOLDER / "methods").glob("*.md"):
+        if f"methods/{path.name}" not in written:
+            path.unlink()
+    for name, page in written.items():
+        (FOLDER / name).parent.mkdir(exist_ok=True)
+        (FOLDER / name).write_text(page, encoding="utf-8")

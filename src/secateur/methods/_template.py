@@ -1,11 +1,18 @@
 """Template of a method: copy this file, rename it after the paper, and replace what is said and done here.
 
-This docstring opens with the paper and its claim in one sentence, then says where the code differs from the paper and
-why. The method below is a real one, so that everything here runs: channels with a small p-norm go.
+This docstring opens with one line on what goes and has six parts, in this order; a page of the documentation is made
+from them. The method below is a real one, so that everything here runs: channels with a small p-norm go.
 
 Source: He, Kang, Dong, Fu, Yang, "Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks", IJCAI
 2018, arXiv:1808.06866; only its criterion, the p-norm of a filter.
+
 Claim: filters with a small p-norm weigh least in what a layer puts out, so they can go first.
+
+Equation: score(j) = (sum over weights w of filter j of |w|^p)^(1/p).
+
+Cost: O(P) time for P parameters. No data.
+
+Use it when you write a method of your own and need something to start from.
 
 Where we differ, and why:
 

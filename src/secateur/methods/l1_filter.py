@@ -1,8 +1,17 @@
 """L1-norm filter pruning: filters with small weights go.
 
 Source: Li, Kadav, Durdanovic, Samet, Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017, arXiv:1608.08710.
+
 Claim: in each layer the filters with the smallest sum of absolute weights can go with their feature maps and the next
 layer's kernels, and retraining recovers the accuracy, without sparse libraries.
+
+Equation: s_j = sum over i of ||F_ij||_1, where F_ij is the kernel of filter j over input channel i; the filters with
+the smallest s_j go.
+
+Cost: O(P) time for P parameters, and a temporary of the largest weight's size in float64. No data.
+
+Use it when there is no data yet, or as the reference that a method which reads data has to beat. It knows nothing of
+what the layers after a filter do with it, nor of a scale that normalisation takes out again.
 
 Where we differ, and why:
 

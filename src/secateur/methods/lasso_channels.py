@@ -23,7 +23,8 @@ Where we differ, and why:
   contributions), where the authors' code doubles and bisects lambda and accepts up to 10 % more channels.
 - One round (choice, then least squares) as in the authors' code; `rounds` above 1 alternates as in section 3.1, each
   round with a part of the channels that go, on the weights that the round before left.
-- Channels that all have weight 0 by a tie are told apart by when they would enter the path, then by index.
+- Channels that the path never takes up, since they add nothing (dead ones, copies of others), are told apart by their
+  energy, then by index.
 - Where a reader's result is added to a shortcut, its target makes up for what the shortcut lost (section 3.3). The
   sampler in front of a block's first convolution is left out: that would keep the stream whole but make its readers
   gather channels, which no runtime does for free.

@@ -1,11 +1,22 @@
 """Random pruning: the control that no comparison may leave out.
 
-Every group loses the same fraction, as a filter method with uniform allocation would take, but which channels go is
-drawn at random. Under one fixed recipe this beats several published methods, so it is the bar.
+Source: the control of Liu, Sun, Zhou, Huang, Darrell, "Rethinking the Value of Network Pruning", ICLR 2019,
+arXiv:1810.05270, and of Blalock, Gonzalez Ortiz, Frankle, Guttag, "What is the State of Neural Network Pruning?", MLSys
+2020, arXiv:2003.03033.
 
-Source: the control of Liu et al. 2019, "Rethinking the Value of Network Pruning", arXiv:1810.05270, and of Blalock et
-al. 2020, "What is the State of Neural Network Pruning?", arXiv:2003.03033. Where we differ: none; both leave the draw
-open.
+Claim: none. A method that does not beat a random draw of as many channels, under the same recipe, has chosen nothing.
+
+Equation: score(j) ~ Uniform(0, 1), independently for every channel j; those with the lowest scores go.
+
+Cost: O(C) time and memory for C channels. No data.
+
+Use it when you compare methods, as the bar for all of them, with several seeds.
+
+Where we differ, and why:
+
+- The papers leave open how many go of each layer. Unless `allocation` says otherwise, every group loses the same
+  fraction here, as with a filter method, so that only the choice within a group is left to chance.
+- Residual streams are treated as in `L1Filter`, so that both cut the same layers.
 """
 
 from __future__ import annotations

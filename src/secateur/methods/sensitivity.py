@@ -2,7 +2,19 @@
 
 Source: Li, Kadav, Durdanovic, Samet, Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017, arXiv:1608.08710,
 section 3.2: the smallest filters of each layer are pruned on their own and the network is evaluated on the validation
-set; layers whose curve falls early lose little or nothing. Claim: layers differ much in how much they can lose.
+set; layers whose curve falls early lose little or nothing.
+
+Claim: layers differ much in how much they can lose, and cutting each on its own shows it.
+
+Equation: D_g(r) = A - A_g(r), where A is the metric of the whole network and A_g(r) that with the fraction r of group g
+gone; group g loses r_g(t) = max { r : D_g(r') <= t for all r' <= r }, with one tolerance t for all groups.
+
+Cost: groups * fractions evaluations on the data, each of a network in which one group is cut; with `retrain` or
+`recalibrate` that many short trainings or passes over training batches as well. Memory of two models.
+
+Use it when labelled data were held out from training, as a validation split: on training data every layer looks robust,
+and on test data the choice of widths would leak into the figure that is reported in the end. It says how much goes of
+each group; which channels go is up to `scores`.
 
 Where we differ, and why:
 
@@ -12,9 +24,6 @@ Where we differ, and why:
 - The paper evaluates without retraining. Batch-norm statistics can be re-estimated, or the cut layer and its
   consumers retrained for a moment, before each evaluation: a cut that a little training repairs is then no loss.
 - A group that could not be cut is listed as such and never counts as robust.
-
-The data have to be a validation split held out from training: on training data every layer looks robust, and on test
-data the choice of widths would leak into the figure that is reported in the end.
 """
 
 from __future__ import annotations
