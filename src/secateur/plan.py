@@ -98,9 +98,16 @@ class Plan:
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """Return the plan as JSON text, readable by `from_json`."""
+        """Return the plan as JSON text, one line for each group, readable by `from_json`.
+
+        >>> print(Plan({"conv1": [0, 2]}, {"conv1": 3}).to_json())
+        {"format": 1, "groups": {
+        "conv1": {"width": 3, "kept": [0, 2]}
+        }}
+        """
         groups = {name: {"width": self.widths[name], "kept": list(kept)} for name, kept in self.kept.items()}
-        return json.dumps({"format": FORMAT, "groups": groups}, indent=1)
+        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(group)}" for name, group in groups.items())
+        return f'{{"format": {FORMAT}, "groups": {{\n{lines}\n}}}}'
 
     @classmethod
     def from_json(cls, text: str) -> Plan:

@@ -1,6 +1,7 @@
 """What shrink keeps of a model besides its function, and what it refuses."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from secateur.errors import PlanError, SurgeryError
 from secateur.surgery.attention import SlimMultiheadAttention
 from secateur.surgery.mask import mask
 from secateur.surgery.record import record_of
-from secateur.surgery.shrink import shrink
+from secateur.surgery.shrink import copy_with, shrink
 from secateur.surgery.verify import verify
 
 from ..shrunk_models import (
@@ -43,6 +44,44 @@ def test_two_cuts_in_a_row_are_exact_each(kind):
         small = shrink(model, graph, plan)
         assert verify(model, small, plan, x).is_exact
         model = small
+
+
+class Knot(nn.Module):
+    """Refers to its parent outside of torch's tables, and shares a list and an empty table with it."""
+
+    def __init__(self, parent=None):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.children_too, self.empty = [], OrderedDict()
+        self.count = 0
+        if parent is not None:
+            object.__setattr__(self, "parent", parent)
+            self.children_too, self.empty = parent.children_too, parent.empty
+            parent.children_too.append(self)
+
+
+class Own(nn.Linear):
+    def __deepcopy__(self, memo):
+        twin = memo[id(self)] = Own(self.in_features, self.out_features)
+        twin.copied_by = "itself"
+        return twin
+
+
+def test_copies_keep_what_modules_share_and_how_they_copy_themselves():
+    model = Knot()
+    model.child, model.own = Knot(model), Own(2, 3)
+    handle = model.child.register_forward_hook(lambda *_: None)
+    small = copy_with(model, lambda _, tensor: tensor.detach().clone())
+    assert small.child.parent is small
+    assert small.children_too is small.child.children_too
+    assert small.children_too == [small.child]
+    assert small.empty is small.child.empty is not model.empty
+    assert small.own.copied_by == "itself"
+    assert list(small.child._forward_hooks) == [handle.id]
+    small.register_forward_hook(lambda *_: None)
+    small.child._forward_hooks.clear()
+    assert not model._forward_hooks
+    assert len(model.child._forward_hooks) == 1
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)

@@ -18,6 +18,7 @@ from ..errors import BudgetError, PlanError
 from ..plan import Plan
 from .labels import axes, compact
 from .rules.contraction import factors_of
+from .walk import buffers_of, parameters_of
 
 if TYPE_CHECKING:
     from .groups import ChannelGraph
@@ -180,6 +181,6 @@ def _coarse(layers: list[Any], component: Array) -> list[Any]:
 
 def element_sizes(model: torch.nn.Module) -> dict[str, tuple[bool, int]]:
     """For each parameter and buffer, tied ones once: whether it is a parameter, and bytes per element."""
-    result = {name: (True, p.element_size()) for name, p in model.named_parameters()}
-    result.update({name: (False, b.element_size()) for name, b in model.named_buffers()})
+    result = {name: (True, p.element_size()) for name, p in parameters_of(model).items()}
+    result.update({name: (False, b.element_size()) for name, b in buffers_of(model).items()})
     return result

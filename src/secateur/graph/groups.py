@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from .rules.attention import keep_heads_whole
 from .rules.convolution import kernel_axes
 from .rules.pointwise import meeting
 from .rules.recurrent import tie_recurrent
-from .tape import Op, Tape, record, state_items
+from .tape import Op, Tape, record
+from .walk import modules_of, state_of
 
 log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
@@ -89,7 +91,6 @@ class ChannelGraph:
         unknown: (operation, module path) of each operation without a rule; what touches it is frozen.
         shapes: parameter or buffer name -> shape of the traced model.
         tape: what was recorded.
-        costs: MACs, parameters and bytes of any plan.
         places: every labelled axis of every parameter and buffer, also of those that cannot be cut.
         rigid: name of each group that the model's code cannot narrow -> why; see `secateur.surgery.feasible`.
     """
@@ -107,10 +108,11 @@ class ChannelGraph:
     example: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)
     places: tuple[Member, ...] = field(repr=False)
     rigid: dict[str, str] = field(default_factory=dict)  # groups left whole because the model's code cannot narrow them
-    costs: CostModel = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        self.costs = CostModel.of(self)
+    @cached_property
+    def costs(self) -> CostModel:
+        """MACs, parameters and bytes of any plan, in closed form."""
+        return CostModel.of(self)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -165,18 +167,6 @@ class ChannelGraph:
     def alive_along(self, name: str, alive: Array) -> list[tuple[frozenset[int], Array]]:
         """For each layer of a parameter or buffer: its axes, and which places (bool, compact) stay alive."""
         return [(varying, alive[numbers]) for varying, numbers in self.components_along(name)]
-
-    def shape_after(self, layers: Sequence[Tensor], shape: Sequence[int], alive: Array) -> tuple[int, ...]:
-        """Return the shape of a labelled tensor once the dead channels are gone."""
-        lines: dict[int, Array] = {}
-        for layer in layers:
-            places = alive[self.component[compact(layer).numpy()]]
-            if places.all():
-                continue
-            for axis in axes(layer):
-                line = places.any(axis=tuple(d for d in range(places.ndim) if d != axis))
-                lines[axis] = lines[axis] & line if axis in lines else line
-        return tuple(int(lines[d].sum()) if d in lines else size for d, size in enumerate(shape))
 
     def touching(self, paths: Iterable[str]) -> set[str]:
         """Names of the groups that any parameter of these modules (or of modules inside them) belongs to.
@@ -254,10 +244,10 @@ def analyse(
     shapes: dict[str, tuple[int, ...]] = {}
     first: dict[int, str] = {}
     aliases: dict[str, str] = {}
-    for name, tensor in state_items(model):
+    for name, tensor in state_of(model, shared=True).items():
         shapes[name] = tuple(tensor.shape)
         aliases[name] = first.setdefault(id(tensor), name)
-    modules = dict(model.named_modules())
+    modules = modules_of(model)
     labels.kernel = kernel_axes(modules, tape.state, {name: len(shape) for name, shape in shapes.items()})
     labels.recurrent = {path for path, m in modules.items() if isinstance(m, (nn.RNNBase, nn.RNNCellBase))}
     op_layers = [step(labels, op, strict=strict) for op in tape.ops]

@@ -334,7 +334,8 @@ class Labels:
         if len(labelled) == 1 and not any(_sized(o, shape) for o in rest):
             return [k if k.shape == shape else k.expand(shape) for k in labelled[0].layers]
         aligned = [[k if k.shape == shape else k.expand(shape) for k in o.layers] for o in labelled]
-        bare = [_sized(o, shape) - NONE.union(*map(axes, ls)) for o, ls in zip(labelled, aligned, strict=True)]
+        labels_along = [NONE.union(*map(axes, layers)) for layers in aligned]
+        bare = [_sized(o, shape) - varying for o, varying in zip(labelled, labels_along, strict=True)]
         bare_rest = NONE.union(*(_sized(o, shape) for o in rest))
         result: list[Tensor] = []
         seen: Axes = NONE
@@ -342,12 +343,12 @@ class Labels:
             blocked = bare_rest.union(*(b for j, b in enumerate(bare) if j != k))
             kept = []
             for layer in layers:
-                gone = blocked & axes(layer)
+                gone = blocked & axes(layer) if blocked else NONE
                 left = self._narrowed_by(layer, gone) if gone else layer
                 if left is not None:
                     kept.append(left)
             result = self._merge(result, kept, seen) if k else kept
-            seen = seen.union(*map(axes, layers))
+            seen |= labels_along[k]
         return result
 
     def _narrowed_by(self, layer: Tensor, gone: Axes) -> Tensor | None:
@@ -363,6 +364,9 @@ class Labels:
         What finds no partner on an axis along which the other operand is labelled (`seen` for the known one) is
         frozen there: the other one is cut by another pattern.
         """
+        if len(known) == len(new) == 1 and axes(known[0]) == axes(new[0]) != NONE:
+            self.tie(known[0], new[0])
+            return known
         taken: Taken = set()
         merged: list[Tensor | None] = list(known)
         lone: list[Tensor] = []

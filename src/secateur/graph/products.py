@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .labels import axes, compact
-from .tape import Op, Ref, op_name, state_items
+from .tape import Op, Ref, op_name
+from .walk import state_of
 
 if TYPE_CHECKING:
     from .groups import ChannelGraph, ChannelGroup
@@ -215,7 +216,7 @@ def weight_view(model: nn.Module, graph: ChannelGraph, product: Product) -> Tens
 
     Its shape is what the operation takes. None if the weight is computed, so that no parameter holds it.
     """
-    return as_used(graph, product, dict(state_items(model))[product.site.weight].detach())
+    return as_used(graph, product, state_of(model, shared=True)[product.site.weight].detach())
 
 
 def as_used(graph: ChannelGraph, product: Product, like_parameter: Tensor) -> Tensor | None:

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy as shallow_copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..errors import TraceError
 from .kernels import SHAPES, SUBSTITUTES
 from .untouched import untouched as untouched
+from .walk import modules_of, parameters_of, state_of
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +71,20 @@ class Op:
     module: str
     is_scaled: bool = False
     call: int = 0
+    _refs: list[Ref] | None = field(default=None, repr=False, compare=False)
+    _outs: list[Ref] | None = field(default=None, repr=False, compare=False)
 
     def refs(self) -> list[Ref]:
         """Tensors among the arguments, in order."""
-        return [*leaves(self.args), *leaves(self.kwargs)]
+        if self._refs is None:
+            self._refs = [*leaves(self.args), *leaves(self.kwargs)]
+        return self._refs
 
     def outs(self) -> list[Ref]:
         """Tensors among the results, in order."""
-        return leaves(self.out)
+        if self._outs is None:
+            self._outs = leaves(self.out)
+        return self._outs
 
 
 @dataclass
@@ -206,7 +213,7 @@ class Recorder(TorchDispatchMode):
         """Return the number of a tensor, a new one for a new tensor."""
         key = id(tensor)
         number = self.numbers.get(key)
-        if number is None:
+        if number is None and self.passing:
             number = self.passing.get(tensor)
         if number is None:
             number = self.count
@@ -254,7 +261,7 @@ class ModuleWatch:
     """Knows the path of the running module, and of the one that raised."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.names = {id(module): name for name, module in model.named_modules()}
+        self.names = {id(module): name for name, module in modules_of(model).items()}
         self.stack: list[str] = [""]
         self.path = ""
         self.failed: str | None = None
@@ -305,7 +312,7 @@ def plain_kernels() -> Iterator[None]:
 def state_names(model: nn.Module) -> dict[int, str]:
     """id(tensor) -> first name, for every parameter and buffer of the model."""
     names: dict[int, str] = {}
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    for name, tensor in state_of(model).items():
         names.setdefault(id(tensor), name)
     return names
 
@@ -372,18 +379,18 @@ def _summary(value: Any) -> str:
 
 
 def _has_data(model: nn.Module) -> bool:
-    return not any(t.device.type == "meta" for t in model.parameters())
+    return not any(t.device.type == "meta" for t in parameters_of(model).values())
 
 
 def _check_parameters(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters_of(model).items():
         if nn.parameter.is_lazy(parameter):
             raise TraceError(f"{name!r} has no shape yet: run the model once on an input, then trace it.")
 
 
 def _check_device(model: nn.Module, inputs: Any) -> None:
     found = {t.device.type for t in tensors(inputs)} - {"meta"}
-    own = {p.device.type for p in model.parameters()} - {"meta"}
+    own = {p.device.type for p in parameters_of(model).values()} - {"meta"}
     if len(own) == 1 and len(found) == 1 and own != found:
         raise TraceError(f"the model is on {own.pop()!r} and the example input on {found.pop()!r}: move one of them.")
 
@@ -412,23 +419,19 @@ def _record_on(
         stack.enter_context(torch.no_grad())
         stack.enter_context(plain_kernels())
         set_training(model, False)
-        if carrier != "real":
-            convert: Callable[[Tensor], Tensor]
-            if carrier == "meta":
-                convert = to_meta
-                stack.enter_context(torch.device("meta"))
-            else:
-                stack.enter_context(_quiet())
-                mode = FakeTensorMode(allow_non_fake_inputs=True)
-                convert = _to_fake(mode, (args, kwargs))
-                stack.enter_context(mode)
-            names = swap_state_(model, convert)
-            args, kwargs = map_tensors(convert, args), map_tensors(convert, kwargs)
-        elif not _has_data(model):
+        if carrier == "fake":
+            stack.enter_context(_quiet())
+            mode = FakeTensorMode(allow_non_fake_inputs=True)
+            convert = _to_fake(mode, (args, kwargs))
+            stack.enter_context(mode)
+        elif carrier == "real" and not _has_data(model):
             raise RuntimeError("the parameters are on the meta device and hold no data")
         else:  # forward may write into buffers, weights (an embedding's max_norm) and inputs
-            names = swap_state_(model, _copied)
-            args, kwargs = map_tensors(_copied, args), map_tensors(_copied, kwargs)
+            convert = to_meta if carrier == "meta" else _copied
+        names = swap_state_(model, convert)
+        args, kwargs = map_tensors(convert, args), map_tensors(convert, kwargs)
+        if carrier == "meta":
+            stack.enter_context(torch.device("meta"))
         stack.enter_context(watch.watching())
         recorder = Recorder(tape, names, watch, stack.enter_context(CallWatch()))
         try:
@@ -481,7 +484,7 @@ def _to_fake(mode: Any, inputs: Any) -> Callable[[Tensor], Tensor]:
 
 def set_training(model: nn.Module, training: bool) -> None:
     """Set every module's own flag, without calling a ``train`` that a class may have overridden."""
-    for module in model.modules():
+    for module in modules_of(model).values():
         module.__dict__["training"] = training
 
 
@@ -489,8 +492,9 @@ def swap_state_(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> dict[i
     """Replace every parameter and buffer by ``convert`` of it, in place; tied ones stay tied. Returns id -> name."""
     made: dict[int, Tensor] = {}
     names: dict[int, str] = {}
-    for path, module in model.named_modules():
-        for table in (module._parameters, module._buffers):
+    for path, module in modules_of(model).items():
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
             for key, tensor in table.items():
                 if tensor is None:
                     continue
@@ -504,9 +508,3 @@ def swap_state_(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> dict[i
         if isinstance(module, nn.RNNBase):  # keeps a list of its weights beside the dictionary
             module.__dict__["_flat_weights"] = [module._parameters.get(n) for n in module._flat_weights_names]
     return names
-
-
-def state_items(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    """Name and tensor of every parameter and buffer, tied ones under each of their names."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-CONTAINERS = (dict, list, set, OrderedDict, defaultdict, Counter, deque)
+from .walk import modules_of
+
+CONTAINERS = frozenset((dict, list, set, OrderedDict, defaultdict, Counter, deque))
+ATOMS = frozenset((int, float, bool, str, type(None)))
 
 
 @contextlib.contextmanager
@@ -23,12 +26,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
     depth; values of tensors that are plain attributes. Values of parameters and buffers are not copied: swap them, or
     run on a copy, if the forward pass may write into them.
     """
-    modules = list(model.modules())
+    modules = list(modules_of(model).values())
     plain = [dict(module.__dict__) for module in modules]
     held = _Held()
     for attributes in plain:
         for name, value in attributes.items():
-            held.see(value, tensors=name not in ("_parameters", "_buffers"))
+            if type(value) not in ATOMS:
+                held.see(value, tensors=name not in ("_parameters", "_buffers"))
     generators = _generators()
     try:
         yield
@@ -45,22 +49,29 @@ class _Held:
 
     def __init__(self) -> None:
         self.containers: list[tuple[Any, Any]] = []
+        self.empty: list[Any] = []  # most are: the hooks of every module
         self.tensors: list[tuple[Tensor, int, Tensor]] = []
         self.seen: set[int] = set()
 
     def see(self, value: Any, *, tensors: bool) -> None:
-        if id(value) in self.seen:
+        if type(value) in CONTAINERS and not value:
+            self.empty.append(value)
+        elif id(value) in self.seen:
             return
-        if isinstance(value, Tensor) and tensors and not isinstance(value, nn.Parameter):
+        elif isinstance(value, Tensor) and tensors and not isinstance(value, nn.Parameter):
             self.seen.add(id(value))
             self.tensors.append((value, _version(value), value.detach().clone()))
         elif type(value) in CONTAINERS:
             self.seen.add(id(value))
             self.containers.append((value, value.copy()))
             for item in value.values() if isinstance(value, dict) else value:
-                self.see(item, tensors=tensors)
+                if type(item) not in ATOMS:
+                    self.see(item, tensors=tensors)
 
     def restore(self) -> None:
+        for value in self.empty:
+            if value:
+                value.clear()
         for value, copy in self.containers:
             value.clear()
             if isinstance(value, (list, deque)):

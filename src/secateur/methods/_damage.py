@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..errors import MethodError
 from ..graph.groups import ChannelGraph
 from ..graph.products import Product, Site, products, readers
-from ..graph.tape import Op, Ref, state_items
+from ..graph.tape import Op, Ref
+from ..graph.walk import state_of
 from ..train.task import Inputs
 from ..train.watching import Seen, watch
 from ._shadow_rules import LIPSCHITZ, NORMS
@@ -143,7 +144,7 @@ class Damages:
             MethodError: a layer reads NaN or infinite values.
             TrainingError: a layer is not reached on these inputs.
         """
-        state = dict(state_items(model))
+        state = dict(state_of(model, shared=True))
         total = dict.fromkeys(masks, 0.0)
         own = [consumer for consumer in self.consumers if consumer.columns.keys() & masks.keys()]
 

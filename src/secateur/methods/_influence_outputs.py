@@ -14,7 +14,8 @@ from ..graph.groups import ChannelGraph
 from ..graph.products import Product, weight_view
 from ..graph.rules import RULES
 from ..graph.rules.normalisation import batch_norm
-from ..graph.tape import Op, Ref, state_items
+from ..graph.tape import Op, Ref
+from ..graph.walk import state_of
 from ..train.watching import kernel_of, write_kernel_
 from ._group_obs import block_scores, filter_obs_update
 from ._influence_layers import Layer, blocks_along, layout_of, out_lines, solved
@@ -99,7 +100,7 @@ class Gate:
         norm, shape = norm_after(graph, layer.product), layer.kernel.shape[:2]
         if norm is None:
             return cls(layer, None, torch.ones(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64))
-        scale, shift = norm.scale_and_shift(dict(state_items(model)))
+        scale, shift = norm.scale_and_shift(dict(state_of(model, shared=True)))
         return cls(layer, norm, scale.view(shape), shift.view(shape))
 
     def pulls(self, g: int) -> Tensor:
@@ -154,7 +155,7 @@ class Gate:
             bias = model.get_parameter(product.bias).data
             bias.copy_((mixing @ bias.double().cpu().view(*kernel.shape[:2], 1)).flatten())
         if norm is not None:
-            self._follow_(norm, dict(state_items(model)), mixing)
+            self._follow_(norm, dict(state_of(model, shared=True)), mixing)
         return True
 
     def _mixing(self, graph: ChannelGraph, g: int, alive: Array, damping: float) -> Tensor:

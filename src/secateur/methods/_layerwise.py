@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import MethodError
 from ..graph.groups import ChannelGroup
 from ..graph.products import Product, Site, products, readers, weight_view
-from ..graph.tape import state_items
+from ..graph.walk import state_of
 from ..plan import Plan
 from ..recovery.moments import ChannelMoments, Sampling, channel_gram, channel_sums, column_channels, stream
 from ..recovery.refit import kept_columns, pruned_prefix
@@ -88,7 +88,7 @@ class LayerWise:
         group = problem.graph.groups[name]
         plan = self.plan
         small = pruned_prefix(self.work, problem.graph, plan) if plan.removed_count else self.work
-        known = dict(state_items(small)) if small is not None else {}
+        known = state_of(small, shared=True) if small is not None else {}
         views = {p.site: weight_view(self.work, problem.graph, p) for p in reading}
         is_cut = {p.site: p.site.weight in known and views[p.site] is not None for p in reading}
         found = {p.site: _Accumulated(self, p, group, plan, views[p.site], is_cut[p.site]) for p in reading}

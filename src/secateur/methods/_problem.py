@@ -12,6 +12,7 @@ from torch import nn
 from ..budget import Budget, Limits
 from ..errors import BudgetError, MethodError, NothingToPrune
 from ..graph.groups import ChannelGraph
+from ..graph.walk import buffers_of, parameters_of
 from ..plan import Plan
 from ..train.task import Task
 
@@ -68,7 +69,7 @@ class Problem:
 
     def check_weights(self, names: Iterable[str]) -> None:
         """Raise `MethodError` if a parameter or statistic of these groups is not made of finite real numbers."""
-        parameters, buffers = dict(self.model.named_parameters()), dict(self.model.named_buffers())
+        parameters, buffers = parameters_of(self.model), buffers_of(self.model)
         tensors: dict[str, torch.Tensor] = {**parameters, **buffers}
         owners = {member.tensor: group for group in names for member in self.graph.groups[group].members}
         for name, group in owners.items():

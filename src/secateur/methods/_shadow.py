@@ -26,7 +26,8 @@ from ..graph.groups import ChannelGraph
 from ..graph.kernels import EXACT
 from ..graph.labels import axes, compact
 from ..graph.products import Product, products
-from ..graph.tape import Op, Ref, state_items, tensors
+from ..graph.tape import Op, Ref, tensors
+from ..graph.walk import state_of
 from ..train.batches import device_of
 from ._scores import producers
 from ._shadow_rules import NORMS, is_live, run
@@ -228,7 +229,7 @@ class _Filler:
     """Runs one operation of the tape after another on the shadow's tensors."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, values: dict[int, Tensor], roots: list[Tensor]) -> None:
-        self.state = dict(state_items(model))
+        self.state = dict(state_of(model, shared=True))
         self.names, self.values, self.roots = graph.tape.state, values, roots
         self.device = device_of(model)
         self.static: set[int] = set()

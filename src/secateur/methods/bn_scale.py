@@ -40,7 +40,7 @@ from torch import Tensor
 from ..errors import MethodError
 from ..graph.groups import ChannelGroup
 from ..graph.norms import Flow, Norm
-from ..graph.tape import state_items
+from ..graph.walk import state_of
 from ._filters import deciding
 from ._problem import Decision, Problem
 from ._scores import Allocation, eligible, per_channel, plan_from_scores
@@ -118,7 +118,7 @@ class BnScale:
 
     def _scores(self, problem: Problem, name: str, norms: list[Norm]) -> Tensor:
         graph, group = problem.graph, problem.graph.groups[name]
-        tensors = dict(state_items(problem.model))
+        tensors = state_of(problem.model, shared=True)
         gains = []
         for norm in norms:
             member = next(m for m in group.members if m.tensor == norm.gain)

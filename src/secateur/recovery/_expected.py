@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.groups import ChannelGraph
-from ..graph.tape import Op, Ref, state_items
+from ..graph.tape import Op, Ref
+from ..graph.walk import state_of
 from ._analytic import Moments, constant, draws, expected, filled, laid, unknown, vector
 
 
@@ -56,7 +57,7 @@ class Expectations:
     """Follows moments along a tape: `advance` by one operation after another, and ask in between."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
-        tensors = dict(state_items(model))
+        tensors = state_of(model, shared=True)
         self.graph = graph
         self.values = {number: tensors[name].detach() for number, name in graph.tape.state.items()}
         self.known: dict[int, Moments] = {}

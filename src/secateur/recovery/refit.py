@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from ..errors import MethodError, SurgeryError
 from ..graph.groups import ChannelGraph
 from ..graph.products import Product, products, weight_view
-from ..graph.tape import Ref, state_items
+from ..graph.tape import Ref
+from ..graph.walk import state_of
 from ..plan import Plan
 from ..surgery.mask import mask
 from ..surgery.shrink import shrink
@@ -212,7 +213,7 @@ class Refitting:
         source, target = self.target, None
         if self.how.is_asymmetric:
             small = pruned_prefix(self.work, self.graph, self.plan)
-            is_cut = small is not None and sites[0].weight in dict(state_items(small))
+            is_cut = small is not None and sites[0].weight in state_of(small, shared=True)
             source = small if small is not None and is_cut else mask(self.work, self.graph, self.plan)
             target, columns = self.target, {} if is_cut else columns
         found = product_moments(
@@ -262,7 +263,7 @@ def intercept_of(model: nn.Module, graph: ChannelGraph, product: Product) -> tup
     Its own bias; or the running mean of the batch normalisation that takes its result as it is, by which it is lowered.
     None if there is neither.
     """
-    state = dict(state_items(model))
+    state = state_of(model, shared=True)
     if product.bias is not None and state[product.bias].ndim == 1:
         return state[product.bias].detach(), 1
     out = product.op.out.number

@@ -19,8 +19,9 @@ from ..errors import SurgeryError
 from ..graph.groups import ChannelGraph
 from ..graph.labels import compact
 from ..graph.tape import Op, Ref, replay
+from ..graph.walk import modules_of
 from .record import AttributeChange
-from .steps import expected_steps, found_steps, is_inside, results
+from .steps import Step, expected_steps, found_steps, is_inside, results, shapes_after
 from .widths import apply_native_, kept_heads, native_widths, needs_dropin, swap_attention_, without_nested_tensors_
 
 log = logging.getLogger(__name__)
@@ -61,13 +62,16 @@ def repair_(
     changes += without_nested_tensors_(small, swapped)
     if not cuts:
         return changes, swapped
-    wanted = wanted_sizes(graph, alive)
-    repair = _Repair(small, graph, alive, wanted, tuple(swapped))
+    after = shapes_after(graph, alive)
+    expected = expected_steps(graph, alive, tuple(swapped), after)
+    repair = _Repair(small, graph, expected, wanted_sizes(graph, alive, after), tuple(swapped))
     repair.run()
     return [*changes, *repair.changes()], swapped
 
 
-def wanted_sizes(graph: ChannelGraph, alive: Array) -> dict[str, dict[int, list[int]]]:
+def wanted_sizes(
+    graph: ChannelGraph, alive: Array, after: list[list[tuple[int, ...]]]
+) -> dict[str, dict[int, list[int]]]:
     """For each module path: every size its operations were called with that must change -> what it must become.
 
     Under ``path + SEEN``: sizes that only came up in results. A module may have checked one, but asked for none.
@@ -81,12 +85,12 @@ def wanted_sizes(graph: ChannelGraph, alive: Array) -> dict[str, dict[int, list[
             if after not in options:
                 options.append(after)
 
-    for op, layers in zip(graph.tape.ops, graph.op_layers, strict=True):
-        for ref, own in zip(results(op), layers, strict=False):
-            after = graph.shape_after(own, ref.shape, alive) if own else ref.shape
-            shapes[ref.number] = after
-            for old, new in zip(ref.shape, after, strict=True):
-                ask(op, old, new, "" if op.name in SIZED else SEEN)
+    for op, own_shapes in zip(graph.tape.ops, after, strict=True):
+        for ref, shape in zip(results(op), own_shapes, strict=True):
+            shapes[ref.number] = shape
+            if shape != ref.shape:
+                for old, new in zip(ref.shape, shape, strict=True):
+                    ask(op, old, new, "" if op.name in SIZED else SEEN)
         for old, new in _argument_sizes(graph, op, alive, shapes):
             ask(op, old, new)
     return wanted
@@ -138,14 +142,15 @@ class _Repair:
         self,
         small: nn.Module,
         graph: ChannelGraph,
-        alive: Array,
+        expected: list[Step],
         wanted: dict[str, dict[int, list[int]]],
         swapped: tuple[str, ...],
     ) -> None:
         self.small, self.graph, self.wanted, self.swapped = small, graph, wanted, swapped
-        self.modules = dict(small.named_modules())
+        self.modules = modules_of(small)
         self.tries = 0
-        self.expected = expected_steps(graph, alive, swapped)
+        self.expected = expected
+        self.numbers: dict[str, dict[int, list[str]]] = {}
         self.holders, self.options = self._holders()
         self.values: dict[Holder, int] = {}
 
@@ -166,13 +171,17 @@ class _Repair:
 
     def _with_value(self, path: str, value: int, *, upwards: bool) -> list[Holder]:
         while True:
-            module = self.modules.get(path)
-            found = [Holder(path, name, value) for name in matching(module, value)] if module is not None else []
+            found = [Holder(path, name, value) for name in self._names(path, value)]
             if not upwards:
                 return [holder for holder in found if not holder.name.startswith("config.")]
             if found or not path:
                 return found
             path = path.rpartition(".")[0]
+
+    def _names(self, path: str, value: int) -> list[str]:
+        if path not in self.numbers:
+            self.numbers[path] = numbers_of(self.modules[path]) if path in self.modules else {}
+        return self.numbers[path].get(value, [])
 
     def run(self) -> None:
         for holder, news in self.options.items():
@@ -299,25 +308,31 @@ def _is_unlikely(name: str) -> bool:
     return any(word in name.lower() for word in UNLIKELY)
 
 
-def matching(module: nn.Module, value: int) -> list[str]:
-    """Names of a module's integer attributes with this value; inside lists and tuples as ``name[i]``, else in its
-    config. Widths that torch's own layers read off their tensors are right already and left out.
+def numbers_of(module: nn.Module) -> dict[int, list[str]]:
+    """For each number that a module holds: the names of its integer attributes with this value.
+
+    Inside lists and tuples as ``name[i]``; a number that is in neither is looked for in the module's config. Widths
+    that torch's own layers read off their tensors are right already and left out.
+
+    >>> numbers_of(nn.MaxPool2d(3))
+    {3: ['kernel_size', 'stride'], 0: ['padding'], 1: ['dilation']}
     """
-    found = []
+    found: dict[int, list[str]] = {}
     read_off = native_widths(module)
     for name, held in module.__dict__.items():
         if name in ("training",) or name in read_off or name.startswith(("_forward", "_backward", "_state", "_load")):
             continue
-        if type(held) is int and held == value:
-            found.append(name)
+        if type(held) is int:
+            found.setdefault(held, []).append(name)
         elif type(held) in (list, tuple):
-            found += [f"{name}[{i}]" for i, item in enumerate(held) if type(item) is int and item == value]
-    if found:
-        return found
-    config = module.__dict__.get("config")
-    if config is not None and hasattr(config, "__dict__"):
-        return [f"config.{name}" for name, held in vars(config).items() if type(held) is int and held == value]
-    return []
+            for i, item in enumerate(held):
+                if type(item) is int:
+                    found.setdefault(item, []).append(f"{name}[{i}]")
+    in_config: dict[int, list[str]] = {}
+    for name, held in getattr(module.__dict__.get("config"), "__dict__", {}).items():
+        if type(held) is int:
+            in_config.setdefault(held, []).append(f"config.{name}")
+    return {**in_config, **found}
 
 
 def read(module: nn.Module, name: str) -> Any:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 import random
 from dataclasses import replace
-from typing import Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from ..errors import SurgeryError
 from ..graph.groups import ChannelGraph
 from ..graph.labels import compact
 from ..graph.tape import Ref, to_meta
+from ..graph.walk import modules_of
 from ..plan import Plan
 from .shrink import copy_with, shrink
 from .steps import is_inside
@@ -63,10 +64,8 @@ def blamed(model: nn.Module, graph: ChannelGraph, error: SurgeryError) -> set[st
     blamed at once.
     """
     index, path = getattr(error, "op_index", None), getattr(error, "module_path", "")
-    found: set[str] = set()
-    for at in _siblings(model, graph, index) if index is not None else ():
-        found |= _at_op(graph, at)
-    modules = dict(model.named_modules())
+    found = _at_ops(graph, _siblings(model, graph, index)) if index is not None else set()
+    modules = modules_of(model)
     while not found:
         kind = type(modules.get(path, model))
         alike = [p for p, m in modules.items() if type(m) is kind] if path else [""]
@@ -82,7 +81,7 @@ def blamed(model: nn.Module, graph: ChannelGraph, error: SurgeryError) -> set[st
 def _siblings(model: nn.Module, graph: ChannelGraph, index: int) -> list[int]:
     """Positions of an operation in its module, and of the same one in every other module of that class."""
     op = graph.tape.ops[index]
-    kinds = {path: type(module) for path, module in model.named_modules()}
+    kinds = {path: type(module) for path, module in modules_of(model).items()}
     kind = kinds.get(op.module)
     by_module: dict[str, list[int]] = {}
     for other in graph.tape.ops:
@@ -92,22 +91,24 @@ def _siblings(model: nn.Module, graph: ChannelGraph, index: int) -> list[int]:
     return [found[position] for found in by_module.values() if position < len(found)]
 
 
-def _at_op(graph: ChannelGraph, index: int) -> set[str]:
-    op = graph.tape.ops[index]
-    layers: list[Any] = [layer for own in graph.op_layers[index] for layer in own]
-    producer: dict[int, int] = {}
-    for earlier in graph.tape.ops[:index]:
-        producer.update({ref.number: earlier.index for ref in earlier.outs()})
-    for ref in op.refs():
-        layers += _layers_of(graph, ref, producer)
-    numbers = {int(n) for layer in layers for n in graph.component[compact(layer).numpy().ravel()]}
-    return {name for name, group in graph.groups.items() if numbers.intersection(group.channels.tolist())}
+def _at_ops(graph: ChannelGraph, indices: list[int]) -> set[str]:
+    """Groups whose channels any of these operations reads or returns."""
+    makers: dict[int, dict[int, int]] = {}  # tensor -> position of each operation that made it -> which result it is
+    for op in graph.tape.ops[: max(indices) + 1]:
+        for k, ref in enumerate(op.outs()):
+            makers.setdefault(ref.number, {}).setdefault(op.index, k)
+    touched = np.zeros(int(graph.component.max(initial=0)) + 1, dtype=bool)
+    for index in indices:
+        layers = [layer for own in graph.op_layers[index] for layer in own]
+        for ref in graph.tape.ops[index].refs():
+            layers += _layers_of(graph, ref, makers, before=index)
+        for layer in layers:
+            touched[graph.component[compact(layer).numpy().ravel()]] = True
+    return {name for name, group in graph.groups.items() if touched[group.channels].any()}
 
 
-def _layers_of(graph: ChannelGraph, ref: Ref, producer: dict[int, int]) -> list[Any]:
-    if ref.number not in producer:
+def _layers_of(graph: ChannelGraph, ref: Ref, makers: dict[int, dict[int, int]], *, before: int) -> list[Tensor]:
+    made = max((index for index in makers.get(ref.number, ()) if index < before), default=None)
+    if made is None:
         return graph.labels.layers.get(ref.number, [])
-    made = producer[ref.number]
-    outs = graph.tape.ops[made].outs()
-    position = next(k for k, out in enumerate(outs) if out.number == ref.number)
-    return graph.op_layers[made][position]
+    return graph.op_layers[made][makers[ref.number][made]]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SurgeryError
+from ..graph.walk import modules_of, state_of
 from .attention import SlimMultiheadAttention
 from .attributes import read, write
 from .record import RECORD, AttributeChange, SurgeryRecord, record_of
@@ -36,7 +37,7 @@ def rebuild(model: nn.Module, record: SurgeryRecord, *, tensors: Mapping[str, Te
         )
     _check_tensors(model, record)
     small = cut_copy(model, _cuts(record), tensors)
-    modules = dict(small.named_modules())
+    modules = modules_of(small)
     for change in record.attributes:
         _apply(modules, change)
     for path, settings in record.swapped.items():
@@ -55,8 +56,7 @@ def _cuts(record: SurgeryRecord) -> dict[str, Cut]:
 
 def _check_tensors(model: nn.Module, record: SurgeryRecord) -> None:
     """Raise `SurgeryError` unless every axis that was cut is there, as long as it was."""
-    shapes = {name: tuple(t.shape) for name, t in model.named_parameters(remove_duplicate=False)}
-    shapes.update((name, tuple(t.shape)) for name, t in model.named_buffers(remove_duplicate=False))
+    shapes = {name: tuple(t.shape) for name, t in state_of(model, shared=True).items()}
     for name, cuts in record.kept.items():
         asked, found = tuple(record.shapes[name]), shapes.get(name)
         if found is None:
@@ -87,7 +87,7 @@ def _apply(modules: dict[str, nn.Module], change: AttributeChange) -> None:
 
 
 def _swap(small: nn.Module, model: nn.Module, path: str, settings: dict[str, Any]) -> None:
-    old = dict(model.named_modules()).get(path)
+    old = modules_of(model).get(path)
     if not isinstance(old, (nn.MultiheadAttention, SlimMultiheadAttention)):
         found = "nothing" if old is None else _kind(old)
         raise SurgeryError(

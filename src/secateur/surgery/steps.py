@@ -50,7 +50,7 @@ class Step:
         module: path of the running module.
         index: of its last operation on the tape.
         shapes: of its results; None = any (a constant, whose size what it meets decides).
-        sources: where the tensors it read come from.
+        sources: where the tensors it read come from; in no order for a composite call.
         settings: what it was called with beside tensors and sizes.
         bounds: where a slice starts and ends.
     """
@@ -59,7 +59,7 @@ class Step:
     module: str
     index: int
     shapes: Shapes
-    sources: tuple[Source, ...] = ()
+    sources: tuple[Source, ...] | frozenset[Source] = ()
     settings: tuple[Any, ...] = ()
     bounds: tuple[int, int] | None = None
 
@@ -98,13 +98,46 @@ def results(op: Op) -> list[Ref]:
     return op.outs()[:1] if isinstance(op.out, tuple) else op.outs()
 
 
-def expected_steps(graph: ChannelGraph, alive: Array, skipped: Sequence[str]) -> list[Step]:
-    """Return what a replay must show after a cut; modules in `skipped` are left out."""
-    reader = _Reader(graph.tape, skipped)
+def shapes_after(graph: ChannelGraph, alive: Array) -> list[list[tuple[int, ...]]]:
+    """Return the shapes of each operation's results once the dead channels are gone."""
+    known: dict[Any, dict[int, Array]] = {}
+
+    def lines(layer: Tensor) -> dict[int, Array]:
+        key = (layer.data_ptr(), layer.shape, layer.stride())
+        if key not in known:
+            known[key] = lines_of(graph, layer, alive)
+        return known[key]
+
+    after = []
     for op, layers in zip(graph.tape.ops, graph.op_layers, strict=True):
+        shapes = []
+        for ref, own in zip(results(op), layers, strict=False):
+            left: dict[int, Array] = {}
+            for layer in own:
+                for axis, line in lines(layer).items():
+                    left[axis] = left[axis] & line if axis in left else line
+            shapes.append(tuple(int(left[d].sum()) if d in left else size for d, size in enumerate(ref.shape)))
+        after.append(shapes)
+    return after
+
+
+def lines_of(graph: ChannelGraph, layer: Tensor, alive: Array) -> dict[int, Array]:
+    """Return axis -> which of its places stay, (size,) bool, for every axis of a layer that may lose something."""
+    places = alive[graph.component[compact(layer).numpy()]]
+    if places.all():
+        return {}
+    return {axis: places.any(axis=tuple(d for d in range(places.ndim) if d != axis)) for axis in axes(layer)}
+
+
+def expected_steps(
+    graph: ChannelGraph, alive: Array, skipped: Sequence[str], after: list[list[tuple[int, ...]]]
+) -> list[Step]:
+    """Return what a replay must show after a cut; modules in `skipped` are left out, `after` has the new shapes."""
+    reader = _Reader(graph.tape, skipped)
+    for op, own_shapes in zip(graph.tape.ops, after, strict=True):
         shapes: Shapes = [
-            None if r.number in graph.labels.uniform else graph.shape_after(own, r.shape, alive) if own else r.shape
-            for r, own in zip(results(op), layers, strict=False)
+            None if ref.number in graph.labels.uniform else shape
+            for ref, shape in zip(results(op), own_shapes, strict=True)
         ]
         reader.read(op, shapes, _bounds_after(graph, op, alive))
         if op.name == "native_group_norm" and op.args[4] == op.args[6] and shapes[0] is not None:
@@ -145,17 +178,15 @@ class _Reader:
             settings = _numbers(op) if op.call else _settings(op)
             step = Step(name, op.module, op.index, shapes, (), settings, None if op.call else bounds)
             self.steps.append(step)
-            step.sources = tuple(self._source(ref) for ref in op.refs())
-            if op.call:
-                step.sources = tuple(sorted(set(step.sources), key=str))
+            step.sources = (frozenset if op.call else tuple)(self._source(ref) for ref in op.refs())
             self._made(op, ("step", len(self.steps)))
 
     def _go_on(self, op: Op, shapes: Shapes) -> None:
         """Another operation of the composite call that is the latest step."""
         step, own = self.steps[-1], ("step", len(self.steps))
-        more = {self._source(ref) for ref in op.refs()} - {own}
-        step.sources = tuple(sorted({*step.sources, *more}, key=str))
-        step.settings = tuple(sorted({*step.settings, *_numbers(op)}))
+        step.sources = frozenset(step.sources).union(self._source(ref) for ref in op.refs()) - {own}
+        if more := _numbers(op):
+            step.settings = tuple(sorted({*step.settings, *more}))
         step.index, step.shapes = op.index, shapes
         self._made(op, own)
 
@@ -223,7 +254,5 @@ def living(graph: ChannelGraph, layers: list[Tensor], axis: int, size: int, aliv
     """Return (size,) bool: which places of an axis stay."""
     line = np.ones(size, dtype=bool)
     for layer in layers:
-        if axis in axes(layer):
-            places = alive[graph.component[compact(layer).numpy()]]
-            line &= places.any(axis=tuple(d for d in range(places.ndim) if d != axis))
+        line &= lines_of(graph, layer, alive).get(axis, True)
     return line

@@ -12,6 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..errors import SurgeryError
+from ..graph.walk import modules_of
 from .attention import SlimMultiheadAttention
 from .record import AttributeChange
 
@@ -107,9 +108,9 @@ def native_widths(layer: nn.Module, old: nn.Module | None = None) -> Widths:
 
 def apply_native_(small: nn.Module, model: nn.Module) -> list[AttributeChange]:
     """Set the widths of torch's own layers from their tensors, in place; return what changed."""
-    originals = dict(model.named_modules())
+    originals = modules_of(model)
     changes = []
-    for path, layer in small.named_modules():
+    for path, layer in modules_of(small).items():
         old = originals[path]
         for name, after in native_widths(layer, old).items():
             before = getattr(old, name, after)
@@ -132,8 +133,8 @@ def _check_projection(path: str, layer: nn.Module) -> None:
 def needs_dropin(small: nn.Module, model: nn.Module) -> list[str]:
     """Paths of attention modules that lost something, which ``nn.MultiheadAttention`` cannot express."""
     found = []
-    originals = dict(model.named_modules())
-    for path, layer in small.named_modules():
+    originals = modules_of(model)
+    for path, layer in modules_of(small).items():
         if type(layer) in (nn.MultiheadAttention, SlimMultiheadAttention):
             old = originals[path]
             if any(t.shape != o.shape for t, o in zip(layer.parameters(), old.parameters(), strict=True)):
@@ -164,7 +165,7 @@ def swap_attention_(
     for one, other in ((new, layer), (new.out_proj, layer.get_submodule("out_proj"))):
         for name in HOOKS:
             one.__dict__[name] = other.__dict__[name]
-    for parent in small.modules():
+    for parent in modules_of(small).values():
         for leaf, child in parent._modules.items():
             if child is layer:
                 parent._modules[leaf] = new
@@ -191,7 +192,7 @@ def without_nested_tensors_(small: nn.Module, swapped: Iterable[str]) -> list[At
     Its shortcut reads the first layer's attention as if all widths were equal.
     """
     changes = []
-    for path, module in small.named_modules():
+    for path, module in modules_of(small).items():
         holds = any(inner.startswith(f"{path}." if path else "") for inner in swapped)
         if isinstance(module, nn.TransformerEncoder) and holds and getattr(module, "use_nested_tensor", False):
             module.use_nested_tensor = False
@@ -201,7 +202,7 @@ def without_nested_tensors_(small: nn.Module, swapped: Iterable[str]) -> list[At
 
 def relink_recurrent_(model: nn.Module) -> None:
     """Let each recurrent layer's list of flat weights hold its parameters, in one block on a GPU, in place."""
-    for layer in model.modules():
+    for layer in modules_of(model).values():
         if isinstance(layer, nn.RNNBase):
             layer.__dict__["_flat_weights"] = [getattr(layer, name, None) for name in layer._flat_weights_names]
             layer.flatten_parameters()
@@ -210,7 +211,7 @@ def relink_recurrent_(model: nn.Module) -> None:
 def recompute_weights_(model: nn.Module) -> None:
     """Compute the weights again that old-style ``weight_norm`` and ``spectral_norm`` keep as plain attributes."""
     with torch.no_grad():
-        for module in model.modules():
+        for module in modules_of(model).values():
             for hook in module._forward_pre_hooks.values():
                 if isinstance(hook, WeightNorm):
                     setattr(module, hook.name, hook.compute_weight(module))
