@@ -87,7 +87,7 @@ def part(labels: Labels, op: Op) -> None:
     axis = (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % len(source.shape)
     is_weight = labels.is_weight(source)
     result = []
-    for layer in labels.get(source):
+    for layer in labels.get(source) if 0 not in out.shape else ():  # past the end there is nothing, cut or not
         moved = _replayed(op, layer)
         if is_weight and axis in axes(layer):
             labels.unread.append(compact(layer).reshape(-1).numpy())
@@ -331,6 +331,8 @@ def _join(labels: Labels, op: Op, axis: int, sources: list[tuple[Ref, tuple[int,
     from ..labels import Operand
 
     out: Ref = op.out
+    if out.shape[axis]:  # an empty part (what a rotation over all dimensions leaves over) says nothing
+        sources = [source for source in sources if source[1][axis]]
     if all(labels.is_uniform(ref) and not layers for ref, _, layers in sources):
         if len(sources) == 1:
             labels.uniform.add(out.number)
