@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from .errors import MethodError, UnknownName
+from .train.schedules import Recipe
 
 if TYPE_CHECKING:
     from .methods._problem import Method
@@ -58,6 +59,8 @@ class Entry:
         return made
 
 
+BRIEF = Recipe(epochs=1, lr=0.01)  # of methods that take part in training
+
 CATALOGUE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
@@ -80,6 +83,17 @@ CATALOGUE: dict[str, Entry] = {
             "(its criterion)",
             (),
             "channels that their normalisation scales least go",
+        ),
+        Entry(
+            "centripetal_sgd",
+            "CentripetalSgd",
+            "automatic",
+            "Ding et al. 2019, Centripetal SGD for Pruning Very Deep Convolutional Networks with Complicated "
+            "Structure, arXiv:1904.03837",
+            ("data", "labels", "training"),
+            "training makes the filters of a cluster identical, and all but one of each go at no cost",
+            waives=("dead_first", "nested", "order_free"),
+            brief={"recipe": BRIEF},
         ),
         Entry(
             "cfp",

@@ -5,6 +5,7 @@ from ._problem import Method as Method
 from ._problem import Problem as Problem
 from .aofp import Aofp as Aofp
 from .bn_scale import BnScale as BnScale
+from .centripetal_sgd import CentripetalSgd as CentripetalSgd
 from .cfp import Cfp as Cfp
 from .dcp import Dcp as Dcp
 from .fpgm import Fpgm as Fpgm
@@ -22,6 +23,7 @@ from .thinet import ThiNet as ThiNet
 __all__ = [
     "Aofp",
     "BnScale",
+    "CentripetalSgd",
     "Cfp",
     "Dcp",
     "Decision",
