@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from .errors import MethodError, UnknownName
-from .train.schedules import Recipe
 
 if TYPE_CHECKING:
     from .methods._problem import Method
@@ -33,7 +32,8 @@ class Entry:
         summary: one line.
         waives: keys of `WAIVABLE`, for the promises that the paper's idea cannot keep. Every other promise of
             tests/contract is kept by every method.
-        brief: settings that make a method which trains short enough for tests and dry runs.
+        brief: settings that make a method which trains short enough for tests and dry runs. A mapping under "recipe"
+            changes parts of the method's own recipe.
     """
 
     name: str
@@ -55,11 +55,11 @@ class Entry:
         known = [f.name for f in fields(kind)]
         if unknown := sorted(set(settings) - set(known)):
             raise MethodError(f"{self.name} has no setting {unknown[0]!r}; it has: {', '.join(known) or 'none'}.")
+        if isinstance(changes := settings.get("recipe"), Mapping):
+            settings["recipe"] = kind.recipe.replace(**changes)
         made: Method = kind(**settings)
         return made
 
-
-BRIEF = Recipe(epochs=1, lr=0.01)  # of methods that take part in training
 
 CATALOGUE: dict[str, Entry] = {
     entry.name: entry
@@ -93,7 +93,7 @@ CATALOGUE: dict[str, Entry] = {
             ("data", "labels", "training"),
             "training makes the filters of a cluster identical, and all but one of each go at no cost",
             waives=("dead_first", "nested", "order_free"),
-            brief={"recipe": BRIEF},
+            brief={"recipe": {"epochs": 1, "lr": 0.01}},
         ),
         Entry(
             "cfp",

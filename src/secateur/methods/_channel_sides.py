@@ -215,6 +215,9 @@ class _Look:
         labels = self.graph.labels
         if any(member.module in labels.recurrent for member in self.group.members):
             self._refuse("they are the state of a recurrent layer")
+        owners = {member.module for member in self.group.members}
+        if any(op.name == "embedding_renorm" and op.module in owners for op in self.graph.tape.ops):
+            self._refuse("a table bounds the length of its rows")
         ends, carried = {product.op.index for product in self.reading}, set[int]()
         for op, made in zip(self.graph.tape.ops, self.graph.op_layers, strict=True):
             is_read = any(ref.number in carried for ref in op.refs())
