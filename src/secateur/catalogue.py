@@ -125,6 +125,16 @@ CATALOGUE: dict[str, Entry] = {
             waives=("dead_first",),
         ),
         Entry(
+            "global_dynamic",
+            "GlobalDynamic",
+            "automatic",
+            "Lin et al. 2018, Accelerating Convolutional Networks via Global & Dynamic Filter Pruning, IJCAI 2018",
+            ("data", "labels", "training"),
+            "filters with the smallest effect on the loss, over all layers, are masked in training and may come back",
+            waives=("nested",),
+            brief={"interval": 2, "recipe": {"epochs": 2, "lr": 0.01}},
+        ),
+        Entry(
             "hrank",
             "Hrank",
             "predefined",

@@ -9,6 +9,7 @@ from .centripetal_sgd import CentripetalSgd as CentripetalSgd
 from .cfp import Cfp as Cfp
 from .dcp import Dcp as Dcp
 from .fpgm import Fpgm as Fpgm
+from .global_dynamic import GlobalDynamic as GlobalDynamic
 from .hrank import Hrank as Hrank
 from .influence import Influence as Influence
 from .l1_filter import L1Filter as L1Filter
@@ -28,6 +29,7 @@ __all__ = [
     "Dcp",
     "Decision",
     "Fpgm",
+    "GlobalDynamic",
     "Hrank",
     "Influence",
     "L1Filter",
