@@ -222,8 +222,8 @@ class Masking(Attached):
             raise MethodError("global_dynamic has seen no step: train the model with what attach() returned, then ask.")
         if self.kept is None and budget.remove > 0:
             log.warning(
-                "global_dynamic: training ended after %d steps, before masks were first set (interval=%d): what goes is "
-                "chosen now, and the network has not trained without it",
+                "global_dynamic: training ended after %d steps, before masks were first set (interval=%d): what goes "
+                "is chosen now, and the network has not trained without it",
                 *(self.step_count, self.method.interval),
             )
         scores = self._by_group(self.mean.double().cpu() if self.scores is None else self.scores)
