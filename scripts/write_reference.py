@@ -1,4 +1,4 @@
-"""Write docs/reference from the catalogue, the methods' docstrings, the measurements and the exceptions.
+"""Write docs/reference and the table of README.md from the catalogue, the methods' docstrings, the measurements and the exceptions.
 
 A test keeps the pages up to date. A method's page is its module's docstring part by part, the attributes of its class
 as a table of hyper-parameters, and what `benchmarks/results/*_one_shot.json` hold on it, if anything.
@@ -79,6 +79,12 @@ def method_page(entry: Entry, *measured: Mapping[str, Any]) -> str:
     lines += ["## What we measured", "", *found] if found else []
     lines += ["[All methods](../methods.md)", ""]
     return "\n".join(lines)
+
+
+def readme_table() -> str:
+    """Return the table of methods for README.md."""
+    rows = ([f"`{e.name}`", e.family, ", ".join(("weights", *e.needs)), e.summary, e.paper] for e in CATALOGUE.values())
+    return "\n".join(_table(["method", "family", "reads", "what goes", "paper"], rows))
 
 
 def docstring_parts(text: str, name: str) -> tuple[str, dict[str, str]]:
@@ -204,6 +210,11 @@ def pages() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text(encoding="utf-8").partition("<!-- methods -->\n")
+    readme.write_text(
+        f"{before}<!-- methods -->\n{readme_table()}\n<!-- /methods -->{rest.partition('<!-- /methods -->')[2]}"
+    )
     written = pages()
     for path in (FOLDER / "methods").glob("*.md"):
         if f"methods/{path.name}" not in written:
