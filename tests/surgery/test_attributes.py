@@ -61,6 +61,33 @@ def test_an_index_that_equals_a_width_stays():
     assert (small.width, small.which) == (2, 3)
 
 
+class Ordered(nn.Module):
+    """Puts its inputs in an order of its own; two of the places are numbers that its widths hold as well."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.order = [0, 3, 2, 4, 1, 5]
+        self.one, self.two = nn.Linear(6, 4), nn.Linear(4, 3)
+        self.place, self.number = place, 4
+
+    def forward(self, x):
+        return self.two(torch.cat([self.one(self.place(self, x))])) + x.new_full((), self.number)
+
+
+ORDERS = {
+    "list": lambda self, x: x[:, self.order],
+    "list_in_item": lambda self, x: x[..., [self.order[k] for k in range(6)]],
+    "tensor": lambda self, x: x.index_select(1, torch.tensor(self.order)),
+    "new_tensor": lambda self, x: x.index_select(1, x.new_tensor(self.order).long()),
+}
+
+
+@pytest.mark.parametrize("place", ORDERS.values(), ids=ORDERS.keys())
+def test_a_table_of_places_that_holds_a_width_stays(place):
+    small = cut(Ordered(place), torch.randn(5, 6), one=1)
+    assert (small.two.in_features, small.order, small.number) == (3, [0, 3, 2, 4, 1, 5], 4)
+
+
 def test_a_width_inside_a_list_follows_and_a_shared_list_stays():
     sizes = [3, 5]
 
