@@ -177,6 +177,43 @@ def test_a_number_that_follows_a_width_raises():
         cut(Scaled(), torch.randn(5, 3), one=2)
 
 
+class ScaledInRoot(nn.Module):
+    """Divides by the root of a width, as a tensor of its own that no channel touches (RAFT's correlation)."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 8), nn.Linear(8, 9), nn.Linear(9, 7), nn.Linear(7, 2)])
+
+    def forward(self, x):
+        for layer in self.layers[:-1]:
+            x = layer(x).tanh()
+        scale = torch.sqrt(torch.tensor(float(self.layers[1].out_features)))
+        return self.layers[-1](x) / scale
+
+
+def test_only_the_width_behind_a_scale_is_left_whole():
+    model, x = ScaledInRoot(), torch.randn(5, 3)
+    graph = feasible(model, trace(model, x))
+    assert (set(graph.groups), set(graph.rigid)) == ({"layers.0", "layers.2"}, {"layers.1"})
+    assert "a tensor was made of 5.0 where 9.0 was expected" in graph.rigid["layers.1"]
+
+
+class ScaledTogether(ScaledInRoot):
+    """Fails only where two layers have lost something."""
+
+    def forward(self, x):
+        for layer in self.layers[:-1]:
+            x = layer(x).tanh()
+        lost = 15 - self.layers[0].out_features - self.layers[2].out_features
+        return self.layers[-1](x) * torch.tensor(float(max(lost, 3)))
+
+
+def test_where_no_half_fails_alone_everything_is_left_whole():
+    model, x = ScaledTogether(), torch.randn(5, 3)
+    graph = feasible(model, trace(model, x))
+    assert (set(graph.groups), set(graph.rigid)) == (set(), {"layers.0", "layers.1", "layers.2"})
+
+
 def test_a_part_cut_out_by_a_number_in_the_code_raises():
     class Sliced(nn.Module):
         def __init__(self):
