@@ -25,7 +25,7 @@ LINES = (
     ("recovery",),
     ("methods",),
     ("catalogue",),
-    ("prune", "iterate"),
+    ("prune", "iterate", "attach"),
     ("compare",),
     ("report",),
     ("cli", "demo"),

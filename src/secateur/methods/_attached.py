@@ -1,0 +1,66 @@
+"""Methods that take part in training: one object per run, the same in every kind of loop.
+
+Such a method has `attach(problem)`, which returns an `Attached`: an attachment of the training loop that is told of
+each step and epoch, remembers what it needs in `state_dict`, and in the end reads its decision off the trained model.
+Our own loop, other libraries' callbacks and hand-written loops call the same object at the same four points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+
+from ..train.attachment import Attachment
+from ..train.schedules import Recipe
+from ._problem import Decision, Problem
+from ._sensitivity_measure import clone
+from ._training import train_
+
+
+class Attached(Attachment):
+    """A method at work in one training run of `problem.model`, whose weights it may change at each point.
+
+    Attributes:
+        problem: the model that is trained, in place, its graph and budget.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained."""
+        return self.problem.model
+
+    def finish(self) -> Decision:
+        """Decide, once training is over. Whoever trains adds the trained model."""
+        raise TypeError(f"{type(self).__name__} does not say how it decides: it has to define finish().")
+
+
+@runtime_checkable
+class TrainingMethod(Protocol):
+    """A method that takes part in training; `decide` of such a method follows its `recipe`."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the paper trains with it."""
+
+    def attach(self, problem: Problem) -> Attached:
+        """Return an attachment for one training run of `problem.model`."""
+
+
+def train_and_decide(name: str, method: TrainingMethod, problem: Problem) -> Decision:
+    """Train a copy of the problem's model with a method attached, by our own loop, and return its decision.
+
+    With nothing to remove nothing is trained. The seed of the run is the problem's.
+
+    Raises:
+        MethodError: no data, no task, or training that fails.
+    """
+    attached = method.attach(replace(problem, model=clone(problem.model)))
+    if problem.budget.remove == 0:
+        return replace(attached.finish(), model=None, is_refitted=False)
+    train_(name, attached.model, problem, method.recipe.replace(seed=problem.seed), [attached])
+    return replace(attached.finish(), model=attached.model, is_refitted=True)
