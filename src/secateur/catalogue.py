@@ -47,6 +47,8 @@ class Entry:
     def make(self, **settings: Any) -> Method:
         """Return the method with these hyper-parameters; the paper's for all others.
 
+        A mapping given as `recipe` changes these values of the method's own recipe.
+
         Raises:
             MethodError: it has no such hyper-parameter.
         """
@@ -54,6 +56,8 @@ class Entry:
         known = [f.name for f in fields(kind)]
         if unknown := sorted(set(settings) - set(known)):
             raise MethodError(f"{self.name} has no setting {unknown[0]!r}; it has: {', '.join(known) or 'none'}.")
+        if isinstance(changes := settings.get("recipe"), Mapping):
+            settings["recipe"] = kind().recipe.replace(**changes)
         made: Method = kind(**settings)
         return made
 
@@ -151,6 +155,15 @@ CATALOGUE: dict[str, Entry] = {
             ("data",),
             "a sparse regression on the next layer's outputs says which channels stay; least squares re-fits them",
             waives=("nested",),
+        ),
+        Entry(
+            "network_slimming",
+            "NetworkSlimming",
+            "automatic",
+            "Liu et al. 2017, Learning Efficient Convolutional Networks through Network Slimming, arXiv:1708.06519",
+            ("data", "labels", "training"),
+            "channels go whose scaling factors training with an L1 penalty makes smallest, over all layers",
+            brief={"recipe": {"epochs": 1, "lr": 0.01}},
         ),
         Entry(
             "nisp",

@@ -13,6 +13,7 @@ from .influence import Influence as Influence
 from .l1_filter import L1Filter as L1Filter
 from .l2_filter import L2Filter as L2Filter
 from .lasso_channels import LassoChannels as LassoChannels
+from .network_slimming import NetworkSlimming as NetworkSlimming
 from .nisp import Nisp as Nisp
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
@@ -32,6 +33,7 @@ __all__ = [
     "L2Filter",
     "LassoChannels",
     "Method",
+    "NetworkSlimming",
     "Nisp",
     "Problem",
     "Random",
