@@ -141,16 +141,17 @@ class NetworkSlimming:
 class _Slimming(ScaleRun):
     """One run with the penalty."""
 
+    method: NetworkSlimming
+
     def __init__(self, method: NetworkSlimming, problem: Problem) -> None:
         super().__init__("network_slimming", method, problem)
-        self._settings_of = method
         self._penalties: list[Tensor] = []
         if method.initial_scale is not None:
             reset_(problem, method.initial_scale)
 
     def _penalties_for(self, gains: list[nn.Parameter]) -> list[Tensor]:
         if not self._penalties or self._penalties[0].device != gains[0].device:
-            level = torch.tensor(self._settings_of.penalty)
+            level = torch.tensor(self.method.penalty)
             spread = self.scales.spread(dict.fromkeys(self.scales.places, level))
             self._penalties = [each.to(gain) for each, gain in zip(spread, gains, strict=True)]
         return self._penalties
@@ -158,7 +159,7 @@ class _Slimming(ScaleRun):
     def after_backward(self, moment: Moment) -> None:
         """Add the penalty's subgradient."""
         gains = self.gains(moment)
-        if self._settings_of.form == "subgradient":
+        if self.method.form == "subgradient":
             found = zip(gains, self._penalties_for(gains), strict=True)
             used = [(gain.grad, gain.detach(), penalty) for gain, penalty in found if gain.grad is not None]
             if used:
@@ -167,7 +168,7 @@ class _Slimming(ScaleRun):
 
     def after_step(self, moment: Moment) -> None:
         """Take the proximal step."""
-        if self._settings_of.form == "proximal":
+        if self.method.form == "proximal":
             gains = self.gains(moment)
             values = [gain.detach() for gain in gains]
             thresholds = list(torch._foreach_mul(self._penalties_for(gains), moment.lr))
