@@ -132,6 +132,16 @@ CATALOGUE: dict[str, Entry] = {
             "channels without which the loss is predicted to rise least, the others making up, go",
         ),
         Entry(
+            "ista_bn",
+            "IstaBn",
+            "automatic",
+            "Ye et al. 2018, Rethinking the Smaller-Norm-Less-Informative Assumption in Channel Pruning of Convolution "
+            "Layers, arXiv:1802.00124",
+            ("data", "labels", "training"),
+            "channels whose scaling factors soft thresholds in training bring to zero go, dear ones first",
+            brief={"recipe": {"epochs": 1, "lr": 0.01}},
+        ),
+        Entry(
             "l1_filter",
             "L1Filter",
             "predefined",

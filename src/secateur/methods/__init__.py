@@ -10,6 +10,7 @@ from .dcp import Dcp as Dcp
 from .fpgm import Fpgm as Fpgm
 from .hrank import Hrank as Hrank
 from .influence import Influence as Influence
+from .ista_bn import IstaBn as IstaBn
 from .l1_filter import L1Filter as L1Filter
 from .l2_filter import L2Filter as L2Filter
 from .lasso_channels import LassoChannels as LassoChannels
@@ -29,6 +30,7 @@ __all__ = [
     "Fpgm",
     "Hrank",
     "Influence",
+    "IstaBn",
     "L1Filter",
     "L2Filter",
     "LassoChannels",

@@ -132,11 +132,8 @@ def soft_threshold(values: list[Tensor], by: list[Tensor]) -> list[Tensor]:
     >>> soft_threshold([torch.tensor([0.5, -0.5, 0.1])], [torch.tensor([0.25, 0.25, 0.25])])[0].tolist()
     [0.25, -0.25, 0.0]
     """
-    sizes = torch._foreach_abs(values)
-    torch._foreach_sub_(sizes, by)
-    torch._foreach_clamp_min_(sizes, 0.0)
-    torch._foreach_mul_(sizes, torch._foreach_sign(values))
-    return list(sizes)
+    inside = torch._foreach_clamp_min(torch._foreach_clamp_max(values, by), torch._foreach_neg(by))
+    return list(torch._foreach_sub(values, inside))
 
 
 class _Settings(Protocol):
