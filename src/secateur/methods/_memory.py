@@ -19,8 +19,8 @@ Array = np.ndarray[Any, Any]
 def memory_costs(graph: ChannelGraph, alive: Array | None = None) -> dict[str, Tensor]:
     """Return the numbers that every channel takes, in numbers per pixel of the input.
 
-    Source: Ye et al. 2018, arXiv:1802.00124 (lambda of a layer): a channel's own filter over the channels that are left,
-    the kernels of the filters left that read it, and its feature map, for one image.
+    Source: Ye et al. 2018, arXiv:1802.00124 (lambda of a layer): a channel's own filter over the channels that
+    are left, the kernels of the filters left that read it, and its feature map, for one image.
 
     Args:
         graph: the channel graph; its example says how large maps are.

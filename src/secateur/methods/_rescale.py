@@ -93,5 +93,5 @@ def _divide_(view: Tensor, product: Product, columns: Tensor, factor: float) -> 
         "is_weight_first": product.is_weight_first,
     }
     kernel = kernel_of(view, product.groups, **layout)
-    by = torch.where(columns, factor, 1.0).repeat_interleave(taps_of(product), dim=1)[:, None, :]
+    by = (1 + (factor - 1) * columns.double()).repeat_interleave(taps_of(product), dim=1)[:, None, :]
     write_kernel_(view, kernel / by.to(kernel), **layout)

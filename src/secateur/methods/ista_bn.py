@@ -7,9 +7,9 @@ Claim: small weights need not matter little, but a channel whose scaling factor 
 its weights; soft thresholds in training make such channels, dear ones first, and constants leave without a loss.
 
 Equation: gamma <- soft(gamma - mu * dL/dgamma, mu * rho * lambda_l), soft(x, t) = sign(x) max(|x| - t, 0), mu the
-learning rate; lambda_l = (k_w k_h c_(l-1) + sum over layers l' that read l of k'_w k'_h c_l' + m_w m_h) / (I_w I_h), with
-kernels k, widths c, maps m and an input of I_w by I_h: the numbers that one channel of layer l takes per pixel of the
-input, for its filter, the kernels that read it and its map.
+learning rate; lambda_l = (k_w k_h c_(l-1) + sum over layers l' that read l of k'_w k'_h c_l' + m_w m_h) / (I_w I_h),
+with kernels k, widths c, maps m and an input of I_w by I_h: the numbers that one channel of layer l takes per pixel of
+the input, for its filter, the kernels that read it and its map.
 
 Cost: one training run as long as the recipe; a step takes O(C) more time and memory for C channels, an epoch one pass
 over the recorded operations to count lambda anew.
@@ -31,8 +31,9 @@ Where we differ, and why:
 - Constants are folded into the next layers when the decision is made, as `fold_constants` does, which is exact but for
   the border of zero-padded convolutions. With a training loop of your own, fold before you cut.
 - Residual streams stay whole, as in the author's ResNets; ``residual="prune"`` thresholds and cuts them together.
-- A channel that several normalisations scale where it is made counts by the mean size of its factors. One behind a
-  depthwise convolution is left alone. Layer, group and instance norm with a gain per channel are taken like batch norm.
+- A channel that several factors scale where it is made counts by their mean size, and they share its lambda evenly. A
+  normalisation behind a depthwise convolution is left alone. Layer, group and instance norm with a gain per channel are
+  taken like batch norm.
 - The running average of weights that the author evaluates is left out: it belongs to the training loop.
 
 The step is taken on gradients that are reduced, so all ranks of a distributed run take the same one. Fine-tune the cut
@@ -190,7 +191,8 @@ class _Ista(ScaleRun):
         """Take the ISTA step in place of the optimizer's."""
         gains = self.gains(moment)
         if not self._laid or self._laid[0].device != gains[0].device:
-            self._laid = [each.to(gain) for each, gain in zip(self.scales.spread(self.costs), gains, strict=True)]
+            shares = {name: own / self.scales.places[name].shape[1] for name, own in self.costs.items()}
+            self._laid = [each.to(gain) for each, gain in zip(self.scales.spread(shares), gains, strict=True)]
             self._covered = [None if mask is None else mask.to(gains[0].device) for mask in self._covered]
         gradients = [torch.zeros_like(gain) if gain.grad is None else gain.grad for gain in gains]
         thresholds = list(torch._foreach_mul(self._laid, self._penalty(moment)))
