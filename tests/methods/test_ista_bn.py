@@ -198,9 +198,10 @@ def test_rescaling_leaves_the_function_and_shrinks_the_scales(make, alpha):
         torch.testing.assert_close(value, before[name], rtol=1e-9, atol=1e-12)
 
 
-def test_rescaling_is_refused_where_it_would_change_the_function_and_nothing_is_changed():
+@pytest.mark.parametrize("activation", [nn.Sigmoid(), nn.SiLU()])
+def test_rescaling_is_refused_where_it_would_change_the_function_and_nothing_is_changed(activation):
     model = chain()
-    model[5] = nn.Sigmoid()
+    model[5] = activation
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(MethodError, match=r"rescale=0.1 would change what the model computes .*as ReLU does"):
         attached_to(model, IstaBn(rescale=0.1))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import MethodError
-from ..graph.groups import ChannelGraph, ChannelGroup
+from ..graph.groups import ChannelGraph
 from ..graph.norms import Flow
 from ..graph.products import Product, weight_view
+from ..graph.tape import map_tensors
 from ..graph.walk import state_of
 from ..plan import Plan
 from ..recovery.moments import taps_of
@@ -50,7 +52,8 @@ def check_rescaling(problem: Problem, scales: Scales, factor: float) -> None:
     model = clone(problem.model).double()
     other = clone(model)
     rescale_(other, problem.graph, scales, factor)
-    found = verify(model, other, Plan(), problem.args, problem.kwargs)
+    args, kwargs = map_tensors(_as_double, (problem.args, dict(problem.kwargs)))
+    found = verify(model, other, Plan(), args, kwargs)
     if not found.is_exact:
         raise MethodError(
             f"rescale={factor!r} would change what the model computes ({found}): between a normalisation and the "
@@ -59,31 +62,27 @@ def check_rescaling(problem: Problem, scales: Scales, factor: float) -> None:
         )
 
 
+def _as_double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
 def _reading(graph: ChannelGraph, scales: Scales) -> list[tuple[Product, Tensor]]:
     """Products that are the first to read what these normalisations put out, and which of their columns do."""
-    flow = Flow(graph)
+    flow, names = Flow(graph), list(scales.norms)
+    group_of = np.full(int(graph.component.max(initial=0)) + 1, -1)
+    for number, name in enumerate(names):
+        group_of[graph.groups[name].channels] = number
     found = []
     for product in flow.products:
-        columns = torch.zeros(product.groups, kernel_columns(product), dtype=torch.bool)
-        for name, norms in scales.norms.items():
-            columns |= _columns_behind(flow, product, graph, graph.groups[name], {norm.op for norm in norms})
-        if columns.any():
-            found.append((product, columns))
+        reads = np.zeros(product.columns[0].shape, dtype=bool) if product.columns else np.zeros((1, 0), dtype=bool)
+        for columns in product.columns:
+            for number in np.unique(group_of[columns][group_of[columns] >= 0]):
+                group, norms = graph.groups[names[number]], {norm.op for norm in scales.norms[names[number]]}
+                if flow.behind(group, product.source, product.op.index) & norms:
+                    reads |= group_of[columns] == number
+        if reads.any():
+            found.append((product, torch.from_numpy(reads)))
     return found
-
-
-def _columns_behind(flow: Flow, product: Product, graph: ChannelGraph, group: ChannelGroup, norms: set[int]) -> Tensor:
-    columns = torch.from_numpy(product.channels_of(graph, group) >= 0)
-    if columns.any() and flow.behind(group, product.source, product.op.index) & norms:
-        return columns
-    return torch.zeros_like(columns)
-
-
-def kernel_columns(product: Product) -> int:
-    """Number of input channels that each block of a product reads."""
-    if product.is_convolution:
-        return int(product.source.shape[1]) // product.groups
-    return int(product.weight.shape[-1 if product.is_weight_first else -2])
 
 
 def _divide_(view: Tensor, product: Product, columns: Tensor, factor: float) -> None:
