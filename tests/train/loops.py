@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import secateur as sc
 from secateur.methods._attached import Attached
@@ -27,6 +29,10 @@ IMAGES = torch.zeros(1, 3, 4, 4)
 
 class FrozenNorm(nn.BatchNorm2d):
     """Normalises by statistics that stay, so that a batch cut in two means what it meant."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.train()
 
     def train(self, mode: bool = True) -> FrozenNorm:
         return super().train(False)
@@ -186,15 +192,27 @@ class Outcome:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
 
-def start(method: ShrinkFilters) -> tuple[Network, Shrinking, torch.optim.Optimizer]:
-    model = network()
+def start(method: ShrinkFilters, processes: int | None = None) -> tuple[Network, Shrinking, torch.optim.Optimizer]:
+    model = network(nn.BatchNorm2d if processes is None else FrozenNorm)
     attached = sc.attach(model, IMAGES, method=method, budget=sc.Budget(remove=0.4))
     return model, attached, RECIPE.make_optimizer(model.parameters())
 
 
-def our_loop(method: ShrinkFilters, folder: Path, *, resume: bool = False) -> Outcome:
-    model, attached, _ = start(method)
-    fit(model, list(Batches()), ClassificationTask(), RECIPE, attachments=[attached], checkpoint_dir=folder)
+def shuffled(processes: int) -> DataLoader:
+    # Without a generator of its own a loader shuffles by the global one, which is another for several processes.
+    return DataLoader(samples(), batch_size=8 // processes, shuffle=True, generator=torch.Generator())
+
+
+def own_share(processes: int) -> DataLoader:
+    # Lightning would deal out the samples itself, and shuffle them.
+    rank = int(os.environ["RANK"]) if processes > 1 else 0
+    return DataLoader(samples()[rank::processes], batch_size=8 // processes)
+
+
+def our_loop(method: ShrinkFilters, folder: Path, *, processes: int | None = None) -> Outcome:
+    model, attached, _ = start(method, processes)
+    loader = list(Batches()) if processes is None else shuffled(processes)
+    fit(model, loader, ClassificationTask(), RECIPE, attachments=[attached], checkpoint_dir=folder)
     return Outcome(attached, model.state_dict())
 
 
@@ -240,12 +258,14 @@ def others_quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def lightning_loop(method: ShrinkFilters, folder: Path, *, resume: bool = False, **options: Any) -> Outcome:
+def lightning_loop(
+    method: ShrinkFilters, folder: Path, *, resume: bool = False, processes: int | None = None, **options: Any
+) -> Outcome:
     with others_quiet():
         import lightning.pytorch as pl
         from lightning.pytorch.callbacks import ModelCheckpoint
 
-        model, attached, optimizer = start(method)
+        model, attached, optimizer = start(method, processes)
 
         class Module(pl.LightningModule):
             def __init__(self) -> None:
@@ -263,18 +283,24 @@ def lightning_loop(method: ShrinkFilters, folder: Path, *, resume: bool = False,
         settings = {"max_epochs": EPOCHS, "gradient_clip_val": RECIPE.clip_norm, "callbacks": []} | options
         settings["callbacks"] = [saver, LightningCallback(attached), *settings["callbacks"]]
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        trainer = pl.Trainer(accelerator="cpu", devices=1, default_root_dir=folder, **quiet, **settings)
-        trainer.fit(Module(), Batches(), ckpt_path=folder / "last.ckpt" if resume else None)
+        where = {"accelerator": "cpu", "devices": processes or 1, "strategy": "ddp" if processes == 2 else "auto"}
+        where["use_distributed_sampler"] = False
+        trainer = pl.Trainer(default_root_dir=folder, **where, **quiet, **settings)
+        loader = Batches() if processes is None else own_share(processes)
+        trainer.fit(Module(), loader, ckpt_path=folder / "last.ckpt" if resume else None)
     return Outcome(attached, model.state_dict())
 
 
-def hugging_face_loop(method: ShrinkFilters, folder: Path, *, resume: bool = False, **options: Any) -> Outcome:
+def hugging_face_loop(
+    method: ShrinkFilters, folder: Path, *, resume: bool = False, processes: int | None = None, **options: Any
+) -> Outcome:
     with others_quiet():
         from transformers import Trainer, TrainingArguments
         from transformers.trainer_callback import PrinterCallback
 
-        model, attached, optimizer = start(method)
-        given = {"output_dir": str(folder), "num_train_epochs": EPOCHS, "per_device_train_batch_size": 8}
+        model, attached, optimizer = start(method, processes)
+        given = {"output_dir": str(folder), "num_train_epochs": EPOCHS}
+        given |= {"per_device_train_batch_size": 8 // (processes or 1), "dataloader_pin_memory": False}
         given |= {"max_grad_norm": 0, "save_strategy": "steps", "save_steps": 3, "use_cpu": True}
         given |= {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no"}
         given |= {"train_sampling_strategy": "sequential"}
@@ -288,3 +314,6 @@ def hugging_face_loop(method: ShrinkFilters, folder: Path, *, resume: bool = Fal
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=resume)
     return Outcome(attached, model.state_dict())
+
+
+LOOPS = {"ours": our_loop, "lightning": lightning_loop, "transformers": hugging_face_loop}
