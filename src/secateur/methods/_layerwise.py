@@ -118,6 +118,8 @@ class LayerWise:
                     target=problem.model,
                     restores_sums=self.restores_sums,
                 )
+        for own in found.values():
+            own.fold()
         return [found[p.site].sums for p in reading]
 
     def remove_(self, name: str, gone: Sequence[int]) -> None:
@@ -164,6 +166,7 @@ class _Accumulated:
         self.is_output = torch.from_numpy(product.alive_outputs(alive))
         self.channel = column_channels(product, graph, group)
         self.kernel: Tensor | None = None
+        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         if is_cut and view is not None:
             index = kept_columns(product, graph, plan)
             self.channel = self.channel.gather(1, index)
@@ -185,6 +188,18 @@ class _Accumulated:
         if self.generator is not None:
             self._add_drawn(inputs, targets, kernel.to(inputs), channel)
             return
+        self.waiting.append((inputs, targets, kernel))
+        if sum(x.shape[1] for x, _, _ in self.waiting) >= kernel.shape[1]:
+            self.fold()
+
+    def fold(self) -> None:
+        """Add up what waits: the weight's own products are formed once for as many rows as it has outputs."""
+        if not self.waiting:
+            return
+        inputs = torch.cat([x for x, _, _ in self.waiting], dim=1)
+        targets = torch.cat([y for _, y, _ in self.waiting], dim=1)
+        kernel, channel = self.waiting[-1][2], self.channel.to(inputs.device)
+        self.waiting.clear()
         gram = channel_gram(inputs, kernel, channel, self.width)
         target = channel_targets(inputs, targets, kernel, channel, self.width)
         self.sums.add(gram, target, float(targets.square().sum()), inputs.shape[1] * inputs.shape[0])
