@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import secateur as sc
-from secateur.methods._attached import Attached
+from secateur.catalogue import CATALOGUE
+from secateur.methods._attached import Attached, TrainingMethod
 from secateur.methods._problem import Decision, Problem
 from secateur.methods._scores import per_channel, plan_from_scores, producers
 from secateur.train import ClassificationTask, HuggingFaceCallback, LightningCallback, Moment, Recipe, fit
@@ -188,13 +189,16 @@ class Shrinking(Attached):
 class Outcome:
     """What a loop ended with; a loop that died has none."""
 
-    attached: Shrinking
+    attached: Any
     weights: dict[str, Tensor] = field(default_factory=dict)
 
 
-def start(method: ShrinkFilters, processes: int | None = None) -> tuple[Network, Shrinking, torch.optim.Optimizer]:
+def start(
+    method: ShrinkFilters | str, processes: int | None = None
+) -> tuple[Network, Shrinking, torch.optim.Optimizer]:
     model = network(nn.BatchNorm2d if processes is None else FrozenNorm)
-    attached = sc.attach(model, IMAGES, method=method, budget=sc.Budget(remove=0.4))
+    given = {"data": list(Batches()), "task": ClassificationTask()}
+    attached = sc.attach(model, IMAGES, method=method, budget=sc.Budget(remove=0.4), **given)
     return model, attached, RECIPE.make_optimizer(model.parameters())
 
 
@@ -209,14 +213,14 @@ def own_share(processes: int) -> DataLoader:
     return DataLoader(samples()[rank::processes], batch_size=8 // processes)
 
 
-def our_loop(method: ShrinkFilters, folder: Path, *, processes: int | None = None) -> Outcome:
+def our_loop(method: ShrinkFilters | str, folder: Path, *, processes: int | None = None) -> Outcome:
     model, attached, _ = start(method, processes)
     loader = list(Batches()) if processes is None else shuffled(processes)
     fit(model, loader, ClassificationTask(), RECIPE, attachments=[attached], checkpoint_dir=folder)
     return Outcome(attached, model.state_dict())
 
 
-def own_loop(method: ShrinkFilters, folder: Path, *, resume: bool = False) -> Outcome:
+def own_loop(method: ShrinkFilters | str, folder: Path, *, resume: bool = False) -> Outcome:
     model, attached, optimizer = start(method)
     step, path = 0, folder / "run.pt"
     if resume:
@@ -259,7 +263,7 @@ def others_quiet() -> Iterator[None]:
 
 
 def lightning_loop(
-    method: ShrinkFilters, folder: Path, *, resume: bool = False, processes: int | None = None, **options: Any
+    method: ShrinkFilters | str, folder: Path, *, resume: bool = False, processes: int | None = None, **options: Any
 ) -> Outcome:
     with others_quiet():
         import lightning.pytorch as pl
@@ -292,7 +296,7 @@ def lightning_loop(
 
 
 def hugging_face_loop(
-    method: ShrinkFilters, folder: Path, *, resume: bool = False, processes: int | None = None, **options: Any
+    method: ShrinkFilters | str, folder: Path, *, resume: bool = False, processes: int | None = None, **options: Any
 ) -> Outcome:
     with others_quiet():
         from transformers import Trainer, TrainingArguments
@@ -316,4 +320,5 @@ def hugging_face_loop(
     return Outcome(attached, model.state_dict())
 
 
+TRAINING_METHODS = [name for name, row in CATALOGUE.items() if isinstance(row.make(), TrainingMethod)]
 LOOPS = {"ours": our_loop, "lightning": lightning_loop, "transformers": hugging_face_loop}

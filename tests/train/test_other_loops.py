@@ -10,6 +10,7 @@ import torch
 from .loops import (
     EPOCHS,
     STEPS_PER_EPOCH,
+    TRAINING_METHODS,
     Killed,
     ShrinkFilters,
     hugging_face_loop,
@@ -42,6 +43,15 @@ def test_every_loop_gives_the_plan_of_ours(loop, through_activations, tmp_path):
         torch.testing.assert_close(theirs.attached.scores()[name], scores, rtol=1e-4, atol=1e-7)
     for name, weight in ours.weights.items():
         torch.testing.assert_close(theirs.weights[name], weight, rtol=1e-4, atol=1e-6)
+    assert theirs.attached.finish().plan == ours.attached.finish().plan
+
+
+@pytest.mark.parametrize("method", TRAINING_METHODS)
+@pytest.mark.parametrize("loop", [HUGGING_FACE, LIGHTNING])
+def test_every_method_of_the_catalogue_gives_the_plan_of_our_loop(loop, method, tmp_path):
+    ours, theirs = our_loop(method, tmp_path / "ours"), loop(method, tmp_path)
+    for name, weight in ours.weights.items():
+        torch.testing.assert_close(theirs.weights[name], weight, rtol=1e-3, atol=1e-5)
     assert theirs.attached.finish().plan == ours.attached.finish().plan
 
 
