@@ -247,6 +247,20 @@ def own_loop(method: ShrinkFilters | str, folder: Path, *, resume: bool = False)
 
 
 @contextlib.contextmanager
+def same_accelerate_after() -> Iterator[None]:
+    """A Hugging Face trainer fixes Accelerate's settings for the whole process, and other tests want others."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    kept = [(state, dict(state._shared_state)) for state in (AcceleratorState, GradientState, PartialState)]
+    try:
+        yield
+    finally:
+        for state, before in kept:
+            state._shared_state.clear()
+            state._shared_state.update(before)
+
+
+@contextlib.contextmanager
 def others_quiet() -> Iterator[None]:
     """Warnings and log lines of the frameworks about themselves are not what these tests are about."""
     loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "transformers")]
@@ -298,7 +312,7 @@ def lightning_loop(
 def hugging_face_loop(
     method: ShrinkFilters | str, folder: Path, *, resume: bool = False, processes: int | None = None, **options: Any
 ) -> Outcome:
-    with others_quiet():
+    with others_quiet(), same_accelerate_after():
         from transformers import Trainer, TrainingArguments
         from transformers.trainer_callback import PrinterCallback
 
