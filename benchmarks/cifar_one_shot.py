@@ -8,7 +8,8 @@ fewer MACs. Every method removes the same number of channels from each layer (th
 every block), so that only the choice of channels differs. A seed draws the calibration images, 1,024 training images in
 batches of 128. Accuracy is of all 10,000 test images, as cut, after batch-norm re-estimation, after the same
 least-squares re-fit, after both, and after `--finetune` epochs. Each finished row is written at once, and the same
-command goes on where a killed one stopped. Methods that train while they prune (cfp, dcp, aofp) say so in `trained`.
+command goes on where a killed one stopped. cfp, dcp and aofp train while they prune, on the calibration images, for
+less long than their papers do (`settings` of their rows).
 """
 
 from __future__ import annotations
@@ -37,9 +38,8 @@ FOLDER = Path(__file__).parent
 CHECKPOINT = FOLDER / "checkpoints" / "resnet20"
 RESULTS = FOLDER / "results" / "cifar_one_shot.json"
 TASK = train.ClassificationTask()
-CALIBRATION = 1024
 BRIEF: dict[str, dict[str, Any]] = {  # the papers train for days; here a few passes over the calibration images
-    "aofp": {"iters_per_half": 8, "warmup": 0, "epochs": 40},
+    "aofp": {"iters_per_half": 32, "warmup": 32, "epochs": 150},
     "cfp": {},
     "dcp": {"stage_epochs": 2, "stage_lr": 0.01, "channels_per_step": 2},
 }
@@ -65,18 +65,21 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Bench:
-    """The network, its graph, and the images."""
+    """The network, its graph, the images, and how many of them calibrate."""
 
+    name: str
     model: nn.Module
     graph: ChannelGraph
     images: data.ImageData
+    samples: int = 1024
+    batch: int = 128
 
     def calibration(self, seed: int) -> list[tuple[Tensor, Tensor]]:
-        """Return 1,024 training images in eight batches, drawn by the seed."""
+        """Return the training images that a seed draws, in batches."""
         drawn = torch.randperm(len(self.images.train_labels), generator=torch.Generator().manual_seed(seed))
-        drawn = drawn[:CALIBRATION]
+        drawn = drawn[: self.samples]
         pictures = self.images.normalise(self.images.train_images[drawn])
-        return list(zip(pictures.split(128), self.images.train_labels[drawn].split(128), strict=True))
+        return list(zip(pictures.split(self.batch), self.images.train_labels[drawn].split(self.batch), strict=True))
 
     def test(self, model: nn.Module) -> float:
         """Return the accuracy on all test images, in percent."""
@@ -106,8 +109,8 @@ class Bench:
             "refit+batchnorm": self.test(both),
         }
         if epochs:
-            loader = self.images.loaders(128, seed=seed).train
-            recipe = train.Recipe(epochs, 0.01, weight_decay=5e-4, precision="bf16", channels_last=True, seed=seed)
+            loader = self.images.loaders(self.batch, seed=seed).train
+            recipe = train.Recipe(epochs, 0.01, weight_decay=5e-4, channels_last=True, seed=seed)
             found["finetune"] = self.test(finetune(both, loader, TASK, recipe, progress=False)[0])
         return found
 
@@ -146,36 +149,26 @@ def peer(method: str, problem: Problem) -> Decision:
     return Decision(Plan.from_removed(removed, counts.widths))
 
 
-def main() -> None:
-    options = _options()
-    torch.set_num_threads(2)
-    model = models.resolve("resnet20")
-    model.load_state_dict(load_file(options.checkpoint / "model.safetensors"))
-    model.eval()
-    images = data.cifar10(options.data)
-    bench = Bench(model, trace(model, torch.zeros(1, 3, 32, 32)), images)
+def collect(head: dict[str, Any], bench: Bench, seed: int, options: argparse.Namespace) -> None:
+    """Run what a result file lacks of one seed, and write each finished row at once."""
     result = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
-    result["command"] = "python -m benchmarks.cifar_one_shot --data FOLDER"
-    result["data"] = "CIFAR-10 (JPEG), 10,000 test images; last epoch"
-    result["dense"] = bench.test(model)
+    result |= head
+    dense = result.setdefault("dense", {}).setdefault(bench.name, {})
+    dense[str(seed)] = round(bench.test(bench.model), 2)
     runs = {(row["method"], row["remove"], row["repair"]): row for row in result["rows"]}
-    for remove, seed, method in itertools.product(options.removes, options.seeds, options.methods):
-        repair = "finetune" if options.finetune else "refit+batchnorm"
-        if seed in runs.get((method, remove, repair), {}).get("seeds", ()):
+    last = "finetune" if options.finetune else "refit+batchnorm"
+    for remove, method in itertools.product(options.removes, options.methods):
+        if seed in runs.get((method, remove, last), {}).get("seeds", ()):
             continue
         start = time.perf_counter()
-        for name, accuracy in bench.rows(method, remove, seed, options.finetune).items():
-            row = runs.setdefault(
-                (method, remove, name),
-                {"model": "resnet20", "method": method, "repair": name, "remove": remove, "of": "macs"}
-                | {"trained": method in BRIEF, "settings": BRIEF.get(method, {}), "seeds": [], "accuracy": []},
-            )
+        for repair, accuracy in bench.rows(method, remove, seed, options.finetune).items():
+            row = runs.setdefault((method, remove, repair), _row(bench.name, method, remove, repair))
             if seed not in row["seeds"]:
                 row["seeds"].append(seed)
                 row["accuracy"].append(round(accuracy, 2))
             row["mean"] = round(statistics.mean(row["accuracy"]), 2)
             row["std"] = round(statistics.stdev(row["accuracy"]), 2) if len(row["accuracy"]) > 1 else 0.0
-            print(f"{method:28} {remove:.0%} seed {seed} {name:16} {accuracy:.2f}", flush=True)
+            print(f"{method:28} {remove:.0%} seed {seed} {repair:16} {accuracy:.2f}", flush=True)
         print(f"{time.perf_counter() - start:.0f} s", flush=True)
         result["rows"] = list(runs.values())
         partial = options.out.with_suffix(".partial")
@@ -183,7 +176,20 @@ def main() -> None:
         partial.replace(options.out)
 
 
-def _options() -> argparse.Namespace:
+def _row(model: str, method: str, remove: float, repair: str) -> dict[str, Any]:
+    return {
+        "model": model,
+        "method": method,
+        "repair": repair,
+        "remove": remove,
+        "of": "macs",
+        "settings": BRIEF.get(method, {}),
+        "seeds": [],
+        "accuracy": [],
+    }
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with the parquet files of CIFAR-10")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
@@ -192,7 +198,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--finetune", type=int, default=0, help="epochs after the repairs")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    model = models.resolve("resnet20")
+    model.load_state_dict(load_file(options.checkpoint / "model.safetensors"))
+    model.eval()
+    images = data.cifar10(options.data)
+    head = {
+        "command": "python -m benchmarks.cifar_one_shot --data FOLDER",
+        "data": "CIFAR-10 (JPEG), 10,000 test images; last epoch",
+        "finetune_epochs": options.finetune,
+    }
+    for seed in options.seeds:
+        collect(head, Bench("resnet20", model, trace(model, torch.zeros(1, 3, 32, 32)), images), seed, options)
 
 
 if __name__ == "__main__":

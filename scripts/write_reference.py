@@ -1,7 +1,7 @@
-"""Write docs/reference from the catalogue, the methods' docstrings, the measurements and the exceptions.
+"""Write docs/reference and the table of README.md from the catalogue, docstrings, measurements and exceptions.
 
 A test keeps the pages up to date. A method's page is its module's docstring part by part, the attributes of its class
-as a table of hyper-parameters, and what `benchmarks/results/cifar_one_shot.json` holds on it, if anything.
+as a table of hyper-parameters, and what `benchmarks/results/*_one_shot.json` hold on it, if anything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from secateur.catalogue import CATALOGUE, WAIVABLE, Entry
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
-MEASURED = ROOT / "benchmarks" / "results" / "cifar_one_shot.json"
+MEASURED = [ROOT / "benchmarks" / "results" / f"{name}_one_shot.json" for name in ("cifar", "digits")]
 NOTE = "<!-- Written by scripts/write_reference.py; do not edit. -->"
 PARTS = ("Source:", "Claim:", "Equation:", "Cost:", "Use it when", "Where we differ, and why:")
 REPAIRS = ("none", "batchnorm", "refit", "refit+batchnorm", "finetune")
@@ -50,12 +50,12 @@ def methods_page() -> str:
     return "\n".join(lines)
 
 
-def method_page(entry: Entry, measured: Mapping[str, Any] | None = None) -> str:
+def method_page(entry: Entry, *measured: Mapping[str, Any]) -> str:
     """Return the page of one method.
 
     Args:
         entry: its row of the catalogue.
-        measured: what the file of measurements holds; None = there is none.
+        measured: what each file of measurements holds.
 
     Raises:
         ValueError: the module's docstring lacks a part, or the class leaves a hyper-parameter out.
@@ -75,9 +75,16 @@ def method_page(entry: Entry, measured: Mapping[str, Any] | None = None) -> str:
         lines += ["## What it does not promise", ""]
         lines += [f"It does not promise that {'; nor that '.join(WAIVABLE[name] for name in entry.waives)}.", ""]
     lines += ["## Where we differ, and why", "", *_prose(parts["Where we differ, and why:"]), ""]
-    lines += _measured(entry.name, measured or {})
+    found = [line for one in measured for line in _measured(entry.name, one)]
+    lines += ["## What we measured", "", *found] if found else []
     lines += ["[All methods](../methods.md)", ""]
     return "\n".join(lines)
+
+
+def readme_table() -> str:
+    """Return the table of methods for README.md."""
+    rows = ([f"`{e.name}`", e.family, ", ".join(("weights", *e.needs)), e.summary, e.paper] for e in CATALOGUE.values())
+    return "\n".join(_table(["method", "family", "reads", "what goes", "paper"], rows))
 
 
 def docstring_parts(text: str, name: str) -> tuple[str, dict[str, str]]:
@@ -132,8 +139,7 @@ def _measured(name: str, measured: Mapping[str, Any]) -> list[str]:
         for method in dict.fromkeys((name, CONTROL))
         if any((*cell, method, repair) in cells for repair in repairs)
     ]
-    lines = ["## What we measured", ""]
-    lines += ["Test accuracy in percent: mean, standard deviation over seeds, and how many seeds.", ""]
+    lines = ["Test accuracy in percent: mean, standard deviation over seeds, and how many seeds.", ""]
     lines += _table(["network", "removed", "method", *(f"repair: {repair}" for repair in repairs)], table)
     whole = [f"{model}: {_accuracy(measured.get('dense'), model)}" for model in sorted({cell[0] for cell in own})]
     lines += ["", f"Data: {measured['data']}. Before pruning: {'; '.join(whole)}. Made by `{measured['command']}`.", ""]
@@ -153,10 +159,10 @@ def _unit(of: str) -> str:
 
 def _accuracy(dense: Any, model: str) -> str:
     """Return the accuracy of a network before pruning, given by network or for all, as a number or with seeds."""
-    if isinstance(dense, Mapping):
-        return _accuracy(dense.get(model, dense.get("mean", dense.get("accuracy"))), model)
-    if isinstance(dense, list) and dense:
-        return f"{sum(dense) / len(dense):.2f}"
+    if isinstance(dense, Mapping) and model in dense:
+        return _accuracy(dense[model], model)
+    if isinstance(dense, Mapping) and dense:  # seed -> accuracy
+        return f"{sum(dense.values()) / len(dense):.2f}"
     return f"{dense:.2f}" if isinstance(dense, int | float) else "not recorded"
 
 
@@ -198,12 +204,17 @@ def errors_page() -> str:
 
 def pages() -> dict[str, str]:
     """Return every page of docs/reference, by its path there."""
-    measured = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else None
-    own = {f"methods/{entry.name}.md": method_page(entry, measured) for entry in _entries()}
+    measured = [json.loads(path.read_text(encoding="utf-8")) for path in MEASURED if path.exists()]
+    own = {f"methods/{entry.name}.md": method_page(entry, *measured) for entry in _entries()}
     return {"methods.md": methods_page(), "errors.md": errors_page(), **own}
 
 
 if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text(encoding="utf-8").partition("<!-- methods -->\n")
+    readme.write_text(
+        f"{before}<!-- methods -->\n{readme_table()}\n<!-- /methods -->{rest.partition('<!-- /methods -->')[2]}"
+    )
     written = pages()
     for path in (FOLDER / "methods").glob("*.md"):
         if f"methods/{path.name}" not in written:
