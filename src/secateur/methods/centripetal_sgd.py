@@ -57,7 +57,6 @@ from ._attached import Attached, train_and_decide
 from ._channel_sides import Place, Sides, channel_sides
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, projection
-from ._sensitivity_measure import clone
 
 log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
@@ -369,18 +368,21 @@ class Centripetal(Attached):
         return result
 
     def finish(self) -> Decision:
-        """Return the plan, and a trimmed copy of the model; the model itself is left as it is."""
+        """Return the plan, and trim the trained model IN PLACE, so that cutting it by the plan is all that is left.
+
+        A trimmed model is as wide as before and, where clusters were closed, computes the same. To ask twice is to ask
+        once.
+        """
         plan = Plan.from_removed({n: g.removed for n, g in self.groups.items()}, self.problem.graph.widths)
-        trimmed = clone(self.model)
-        gaps = trim_(trimmed, list(self.groups.values()))
-        widest = max(gaps, key=lambda name: gaps[name])
-        if gaps[widest] > CLOSED:
+        gaps = trim_(self.model, list(self.groups.values()))
+        widest = max(gaps, key=lambda name: gaps[name], default="")
+        if widest and gaps[widest] > CLOSED:
             log.warning(
                 "centripetal_sgd: clusters are not closed, in %r by %.1e of the weights' squares, so that trimming "
                 "changes the network: train longer, or raise strength=%g or the learning rate",
                 *(widest, gaps[widest], self.method.strength),
             )
-        return Decision(plan, trimmed, is_refitted=True)
+        return Decision(plan, is_refitted=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the clusters."""
@@ -414,7 +416,7 @@ def trim_(model: nn.Module, groups: Sequence[Clusters]) -> dict[str, float]:
         Group -> how far its clusters were from closed: squared deviation relative to the squared weights.
     """
     state = {name: tensor.detach() for name, tensor in state_of(model, shared=True).items()}
-    gaps = {group.name: group.close_(state) for group in groups}
+    gaps = {group.name: group.close_(state) for group in groups if group.removed}
     for group in groups:
         group.sum_columns_(state)
     return gaps
