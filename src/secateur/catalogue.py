@@ -32,7 +32,8 @@ class Entry:
         summary: one line.
         waives: keys of `WAIVABLE`, for the promises that the paper's idea cannot keep. Every other promise of
             tests/contract is kept by every method.
-        brief: settings that make a method which trains short enough for tests and dry runs.
+        brief: settings that make a method which trains short enough for tests and dry runs. A mapping under "recipe"
+            changes parts of the method's own recipe.
     """
 
     name: str
@@ -54,6 +55,8 @@ class Entry:
         known = [f.name for f in fields(kind)]
         if unknown := sorted(set(settings) - set(known)):
             raise MethodError(f"{self.name} has no setting {unknown[0]!r}; it has: {', '.join(known) or 'none'}.")
+        if isinstance(changes := settings.get("recipe"), Mapping):
+            settings["recipe"] = kind.recipe.replace(**changes)
         made: Method = kind(**settings)
         return made
 
@@ -177,6 +180,16 @@ CATALOGUE: dict[str, Entry] = {
             "Li et al. 2017, Pruning Filters for Efficient ConvNets, arXiv:1608.08710 (section 3.2)",
             ("data", "labels"),
             "every group loses as much as costs the same validation accuracy, cut on its own",
+        ),
+        Entry(
+            "soft_filter",
+            "SoftFilter",
+            "predefined",
+            "He et al. 2018, Soft Filter Pruning for Accelerating Deep CNNs, arXiv:1808.06866",
+            ("data", "labels", "training"),
+            "filters of small norm are zeroed after every epoch and train on; those that are zero at the end go",
+            waives=("nested",),
+            brief={"recipe": {"epochs": 2}},
         ),
         Entry(
             "taylor",

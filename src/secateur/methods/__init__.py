@@ -16,6 +16,7 @@ from .lasso_channels import LassoChannels as LassoChannels
 from .nisp import Nisp as Nisp
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
+from .soft_filter import SoftFilter as SoftFilter
 from .taylor import Taylor as Taylor
 from .thinet import ThiNet as ThiNet
 
@@ -36,6 +37,7 @@ __all__ = [
     "Problem",
     "Random",
     "Sensitivity",
+    "SoftFilter",
     "Taylor",
     "ThiNet",
 ]
