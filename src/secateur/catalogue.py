@@ -192,6 +192,17 @@ CATALOGUE: dict[str, Entry] = {
             brief={"recipe": {"epochs": 2}},
         ),
         Entry(
+            "structured_sparsity",
+            "StructuredSparsity",
+            "automatic",
+            "Lin et al. 2019, Toward Compact ConvNets via Structure-Sparsity Regularized Filter Pruning, "
+            "arXiv:1901.07827",
+            ("data", "labels", "training"),
+            "filters that a structured norm drove to zero while training go",
+            waives=("nested",),
+            brief={"update_steps": 2, "recipe": {"epochs": 2}},
+        ),
+        Entry(
             "taylor",
             "Taylor",
             "automatic",

@@ -17,6 +17,7 @@ from .nisp import Nisp as Nisp
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
 from .soft_filter import SoftFilter as SoftFilter
+from .structured_sparsity import StructuredSparsity as StructuredSparsity
 from .taylor import Taylor as Taylor
 from .thinet import ThiNet as ThiNet
 
@@ -38,6 +39,7 @@ __all__ = [
     "Random",
     "Sensitivity",
     "SoftFilter",
+    "StructuredSparsity",
     "Taylor",
     "ThiNet",
 ]
