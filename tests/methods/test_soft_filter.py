@@ -173,11 +173,29 @@ def test_with_a_growing_schedule_ever_more_filters_are_zeroed():
     assert counts == sorted(counts)
 
 
-def test_a_growing_schedule_that_breaks_off_still_meets_the_budget():
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_growing_schedule_that_breaks_off_still_meets_the_budget_with_zeroed_filters(epochs):
     model = small_net()
+    fit(model, batches(), ClassificationTask(), Recipe(epochs=2, lr=0.1), progress=False)
     attached = SoftFilter(schedule="growing").attach(problem_of(model))
-    assert attached.finish().plan.removed_count == 7
-    assert [len(zero_rows(model[k].weight)) for k in (0, 3)] == [4, 3]
+    for epoch in range(epochs):
+        attached.after_epoch(moment_of(model, epoch=epoch, epoch_count=8))
+        assert [len(zero_rows(model[k].weight)) for k in (0, 3)] == [3, 2]
+    zeroed, decision = copy.deepcopy(model), attached.finish()
+    assert [len(decision.plan.removed(name)) for name in "03"] == [4, 3]
+    with torch.no_grad():
+        for name in "03":
+            zeroed[int(name)].weight[list(decision.plan.removed(name))] = 0.0
+    small = shrink(model, attached.problem.graph, decision.plan).eval()
+    images = batches()[0][0]
+    torch.testing.assert_close(small(images), zeroed.eval()(images), rtol=0, atol=1e-12)
+
+
+def test_the_scores_outlive_a_checkpoint_between_the_last_epoch_and_the_end(tmp_path):
+    _, _, decision = run(SoftFilter(), folder=tmp_path)
+    _, _, again = run(SoftFilter(), folder=tmp_path)  # nothing is left to train
+    assert_same(decision, again)
+    assert min(decision.scores["0"]) > 0
 
 
 def test_a_global_ranking_is_made_anew_each_epoch():

@@ -15,8 +15,8 @@ def own_state(state: Mapping[str, Any], method: str) -> Mapping[str, Any]:
     Raises:
         MethodError: another method saved it.
 
-    >>> own_state({"method": "soft_filter", "share": 1.0}, "soft_filter")["share"]
-    1.0
+    >>> own_state({"method": "soft_filter", "kept": {"conv": 8}}, "soft_filter")["kept"]
+    {'conv': 8}
     """
     if state.get("method") != method:
         raise MethodError(

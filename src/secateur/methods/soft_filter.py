@@ -157,7 +157,6 @@ class _SoftFilters(Attached):
         self._made_by = MadeBy.of(problem.model, problem.graph, names)
         self._is_checked = False
         self._scores: Mapping[str, Tensor] | None = None  # the norms at the last zeroing; None = the weights moved on
-        self._share = 0.0
         self._kept = self._counts(self._made_by.norms(self.model))
 
     def after_backward(self, moment: Moment) -> None:
@@ -175,18 +174,19 @@ class _SoftFilters(Attached):
         self._zero_(self._method.share((moment.epoch + 1) / moment.epoch_count))
 
     def finish(self) -> Decision:
-        """Zero as many as the budget says unless they are, take them out of the model, and return the decision."""
-        if self._scores is None or self._share < 1:
+        """Choose by the norms before the last zeroing, or by those of now, and take what goes out of the model."""
+        if self._scores is None:
             self._zero_(1.0)
         scores = dict(self._scores or {})
         plan = plan_from_counts(self.problem, self._kept, scores)
+        self._made_by.zero_(self.model, {name: plan.removed(name) for name in scores})  # a growing schedule has not yet
         take_out_(self.model, self.problem.graph, plan)
         return Decision(plan, scores=scores)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many filters stay, how many of the others are at zero, and their norms before."""
+        """Return how many filters stay, and the norms before the others were zeroed, unless the weights moved on."""
         scores = None if self._scores is None else dict(self._scores)
-        return {"method": NAME, "kept": dict(self._kept), "share": self._share, "scores": scores}
+        return {"method": NAME, "kept": dict(self._kept), "scores": scores}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` returned.
@@ -195,7 +195,7 @@ class _SoftFilters(Attached):
             MethodError: it is the state of another method.
         """
         own = own_state(state, NAME)
-        self._kept, self._share, self._scores = dict(own["kept"]), own["share"], own["scores"]
+        self._kept, self._scores = dict(own["kept"]), own["scores"]
 
     def _counts(self, scores: Mapping[str, Tensor]) -> dict[str, int]:
         return counts_for(self.problem, list(scores), self._method.allocation, scores)
@@ -207,4 +207,4 @@ class _SoftFilters(Attached):
         widths = self.problem.graph.widths
         gone = {n: lowest(own, at_zero_count(widths[n] - self._kept[n], share)).tolist() for n, own in scores.items()}
         self._made_by.zero_(self.model, gone)
-        self._scores, self._share = scores, share
+        self._scores = scores
