@@ -1,4 +1,4 @@
-"""Write docs/reference and the table of README.md from the catalogue, the methods' docstrings, the measurements and the exceptions.
+"""Write docs/reference and the table of README.md from the catalogue, docstrings, measurements and exceptions.
 
 A test keeps the pages up to date. A method's page is its module's docstring part by part, the attributes of its class
 as a table of hyper-parameters, and what `benchmarks/results/*_one_shot.json` hold on it, if anything.

@@ -15,6 +15,7 @@ from secateur.recovery.moments import (
     Sampling,
     channel_gram,
     channel_sums,
+    channel_targets,
     column_channels,
     product_moments,
 )
@@ -91,6 +92,23 @@ def test_the_gram_of_channels_is_that_of_their_summed_contributions(block):
         parts.append(torch.stack([(x[:, own == c] @ w[:, own == c].T).flatten() for c in range(3)], dim=1))
     contributions = torch.cat(parts)
     torch.testing.assert_close(channel_gram(inputs, kernel, channel, 3, block=block), contributions.T @ contributions)
+
+
+@pytest.mark.parametrize("block", [2, 1024])
+def test_targets_of_channels_are_met_by_their_summed_contributions(block):
+    torch.manual_seed(3)
+    inputs, kernel = torch.randn(2, 11, 6, dtype=torch.float64), torch.randn(2, 4, 6)  # float32, as most weights
+    targets = torch.randn(2, 11, 4, dtype=torch.float64)
+    channel = torch.tensor([[0, 0, 2, -1, 1, 1], [0, 2, 2, 1, -1, -1]])
+    wanted = [
+        sum(
+            (((x[:, own == c] @ w[:, own == c].double().T) * y).sum() for x, y, w, own in
+             zip(inputs, targets, kernel, channel, strict=True)),
+            start=torch.zeros((), dtype=torch.float64),
+        )
+        for c in range(3)
+    ]  # fmt: skip
+    torch.testing.assert_close(channel_targets(inputs, targets, kernel, channel, 3, block=block), torch.stack(wanted))
 
 
 def test_columns_of_no_channel_are_left_out_of_sums():

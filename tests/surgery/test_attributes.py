@@ -61,6 +61,33 @@ def test_an_index_that_equals_a_width_stays():
     assert (small.width, small.which) == (2, 3)
 
 
+class Ordered(nn.Module):
+    """Puts its inputs in an order of its own; two of the places are numbers that its widths hold as well."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.order = [0, 3, 2, 4, 1, 5]
+        self.one, self.two = nn.Linear(6, 4), nn.Linear(4, 3)
+        self.place, self.number = place, 4
+
+    def forward(self, x):
+        return self.two(torch.cat([self.one(self.place(self, x))])) + x.new_full((), self.number)
+
+
+ORDERS = {
+    "list": lambda self, x: x[:, self.order],
+    "list_in_item": lambda self, x: x[..., [self.order[k] for k in range(6)]],
+    "tensor": lambda self, x: x.index_select(1, torch.tensor(self.order)),
+    "new_tensor": lambda self, x: x.index_select(1, x.new_tensor(self.order).long()),
+}
+
+
+@pytest.mark.parametrize("place", ORDERS.values(), ids=ORDERS.keys())
+def test_a_table_of_places_that_holds_a_width_stays(place):
+    small = cut(Ordered(place), torch.randn(5, 6), one=1)
+    assert (small.two.in_features, small.order, small.number) == (3, [0, 3, 2, 4, 1, 5], 4)
+
+
 def test_a_width_inside_a_list_follows_and_a_shared_list_stays():
     sizes = [3, 5]
 
@@ -148,6 +175,43 @@ def test_a_number_that_follows_a_width_raises():
         SurgeryError, match=r"at div: it was called with 6 where 8 was expected\. Its code seems to comp"
     ):
         cut(Scaled(), torch.randn(5, 3), one=2)
+
+
+class ScaledInRoot(nn.Module):
+    """Divides by the root of a width, as a tensor of its own that no channel touches (RAFT's correlation)."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 8), nn.Linear(8, 9), nn.Linear(9, 7), nn.Linear(7, 2)])
+
+    def forward(self, x):
+        for layer in self.layers[:-1]:
+            x = layer(x).tanh()
+        scale = torch.sqrt(torch.tensor(float(self.layers[1].out_features)))
+        return self.layers[-1](x) / scale
+
+
+def test_only_the_width_behind_a_scale_is_left_whole():
+    model, x = ScaledInRoot(), torch.randn(5, 3)
+    graph = feasible(model, trace(model, x))
+    assert (set(graph.groups), set(graph.rigid)) == ({"layers.0", "layers.2"}, {"layers.1"})
+    assert "a tensor was made of 5.0 where 9.0 was expected" in graph.rigid["layers.1"]
+
+
+class ScaledTogether(ScaledInRoot):
+    """Fails only where two layers have lost something."""
+
+    def forward(self, x):
+        for layer in self.layers[:-1]:
+            x = layer(x).tanh()
+        lost = 15 - self.layers[0].out_features - self.layers[2].out_features
+        return self.layers[-1](x) * torch.tensor(float(max(lost, 3)))
+
+
+def test_where_no_half_fails_alone_everything_is_left_whole():
+    model, x = ScaledTogether(), torch.randn(5, 3)
+    graph = feasible(model, trace(model, x))
+    assert (set(graph.groups), set(graph.rigid)) == (set(), {"layers.0", "layers.1", "layers.2"})
 
 
 def test_a_part_cut_out_by_a_number_in_the_code_raises():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -156,20 +157,44 @@ SHAPES: dict[Any, Callable[..., Any]] = {
 }
 
 
-NARROW = (torch.float32, torch.float16, torch.bfloat16)
+# For proofs in float64: a norm or router that computes "in float32" would hide everything below 1e-7, and a table made
+# in float32 would not fit the rest.
+WIDE = {
+    torch.float32: torch.float64,
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.complex64: torch.complex128,
+}
 
 
-def _stay_double(x: Tensor, *, dtype: torch.dtype | None = None, **named: Any) -> Tensor:
-    wide = torch.float64 if x.dtype == torch.float64 and dtype in NARROW else dtype
-    return aten._to_copy.default(x, dtype=wide, **named)  # type: ignore[no-any-return]
+def exact(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Run an operation by its plain version, in float64 also where it is told to make less.
 
-
-# For proofs in float64: a norm or router that computes "in float32" would hide everything below 1e-7.
-EXACT: dict[Any, Callable[..., Any]] = {**SUBSTITUTES, aten._to_copy.default: _stay_double}
+    >>> exact(aten.arange.default, [2], {"dtype": torch.float32}).dtype
+    torch.float64
+    """
+    named = dict(kwargs)
+    if named.get("dtype") in WIDE:
+        named["dtype"] = WIDE[named["dtype"]]
+    out = SUBSTITUTES.get(func, func)(*args, **named)
+    if func is aten.lift_fresh.default and out.dtype in WIDE:  # a tensor of Python numbers with a dtype of its own
+        return out.to(WIDE[out.dtype])
+    return out
 
 
 class ExactKernels(TorchDispatchMode):
     """Run everything in float64, also what a model rounds to less, and fused kernels by their plain versions."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return EXACT.get(func, func)(*args, **(kwargs or {}))
+        return exact(func, args, kwargs or {})
+
+
+@contextlib.contextmanager
+def double_by_default() -> Iterator[None]:
+    """Make float64 the precision of tensors that are created without one; the caller's is back after the block."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

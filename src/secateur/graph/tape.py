@@ -18,6 +18,7 @@ from copy import copy as shallow_copy
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -60,6 +61,7 @@ class Op:
         module: path of the module that ran it ("" = the model itself).
         is_scaled: part of an attention call that derives its scale from the width of the queries.
         call: number of the composite call (a linear layer, an einsum) that it is part of; 0 = none.
+        literals: numbers of Python that became tensors since the operation before it (a list used as an index).
     """
 
     index: int
@@ -71,6 +73,7 @@ class Op:
     module: str
     is_scaled: bool = False
     call: int = 0
+    literals: tuple[Any, ...] = ()
     _refs: list[Ref] | None = field(default=None, repr=False, compare=False)
     _outs: list[Ref] | None = field(default=None, repr=False, compare=False)
 
@@ -160,17 +163,34 @@ COMPOSITE = frozenset(
 )
 
 
+# Calls that make a tensor of Python numbers, without an operation that would show them, and where the numbers stand.
+LITERAL = {"tensor": 0, "as_tensor": 0, "asarray": 0, "new_tensor": 1, "__getitem__": 1, "__setitem__": 1}
+
+
 class CallWatch(TorchFunctionMode):
-    """Knows in which composite call the pass is, and whether it is attention scaled by 1 / sqrt(query width)."""
+    """Knows in which composite call the pass is, and whether it is attention scaled by 1 / sqrt(query width).
+
+    And the numbers that were made tensors since `take_literals` was last called.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.is_scaled = False
         self.current = self.count = 0
+        self.literals: list[Any] = []
+
+    def take_literals(self) -> tuple[Any, ...]:
+        """Return the numbers that were made tensors, and forget them."""
+        found, self.literals = tuple(self.literals), []
+        return found
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.current or getattr(func, "__name__", "") not in COMPOSITE:
+        name = getattr(func, "__name__", "")
+        position = LITERAL.get(name)
+        if position is not None and len(args) > position:
+            self.literals += _literals(args[position], bare=not name.startswith("__"))
+        if self.current or name not in COMPOSITE:
             return func(*args, **kwargs)
         is_attention = func is torch.nn.functional.scaled_dot_product_attention
         self.is_scaled = is_attention and kwargs.get("scale") is None
@@ -180,6 +200,22 @@ class CallWatch(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             self.is_scaled, self.current = False, 0
+
+
+def _literals(value: Any, *, bare: bool) -> Iterator[Any]:
+    """Yield the numbers in nested lists; a bare one in an index (`bare` = False) is a place, which `select` shows.
+
+    >>> list(_literals((slice(0, 3), [4, 5], 6), bare=False))
+    [4, 5]
+    """
+    if type(value) in (int, float, bool, complex):
+        if bare:
+            yield value if value == value else "nan"
+    elif isinstance(value, np.ndarray):
+        yield from _literals(value.tolist(), bare=bare)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _literals(item, bare=bare or not isinstance(value, tuple))
 
 
 class Recorder(TorchDispatchMode):
@@ -241,7 +277,10 @@ class Recorder(TorchDispatchMode):
             name = self.opnames[func] = op_name(func)
         ops = self.tape.ops
         calls, path = self.calls, self.watch.path
-        ops.append(Op(len(ops), func, name, noted, noted_kwargs, self.note(out), path, calls.is_scaled, calls.current))
+        op = Op(len(ops), func, name, noted, noted_kwargs, self.note(out), path, calls.is_scaled, calls.current)
+        if calls.literals:
+            op.literals = calls.take_literals()
+        ops.append(op)
         return out
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .memoised import remembering_nothing
 from .walk import modules_of
 
 CONTAINERS = frozenset((dict, list, set, OrderedDict, defaultdict, Counter, deque))
@@ -23,7 +24,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Put everything of the model, and the random generators, back as it was when the block ends.
 
     Flags, hooks, attributes, parameters and buffers of every module; lists, sets and dictionaries in attributes at any
-    depth; values of tensors that are plain attributes. Values of parameters and buffers are not copied: swap them, or
+    depth; values of tensors that are plain attributes. Functions beside the model start and end without the tensors
+    that they remember (``functools.lru_cache``). Values of parameters and buffers are not copied: swap them, or
     run on a copy, if the forward pass may write into them.
     """
     modules = list(modules_of(model).values())
@@ -35,7 +37,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 held.see(value, tensors=name not in ("_parameters", "_buffers"))
     generators = _generators()
     try:
-        yield
+        with remembering_nothing(modules):
+            yield
     finally:
         for module, attributes in zip(modules, plain, strict=True):
             module.__dict__.clear()

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..graph.memoised import remembering_nothing
 from ._inference import as_call, evaluating
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode
     model.requires_grad_(False)  # the counter follows gradients, and a view of a parameter has none to follow
     counter = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
     # fake tensors come after `evaluating`, which reads and restores real random states
-    with _plain_kernels(), evaluating(model), mode or nullcontext(), counter:
+    with _plain_kernels(), evaluating(model), remembering_nothing(model.modules()), mode or nullcontext(), counter:
         model(*args, **kwargs)
     return int(counter.get_total_flops()) // 2
 

@@ -19,7 +19,15 @@ from ..graph.groups import ChannelGroup
 from ..graph.products import Product, Site, products, readers, weight_view
 from ..graph.walk import state_of
 from ..plan import Plan
-from ..recovery.moments import ChannelMoments, Sampling, channel_gram, channel_sums, column_channels, stream
+from ..recovery.moments import (
+    ChannelMoments,
+    Sampling,
+    channel_gram,
+    channel_sums,
+    channel_targets,
+    column_channels,
+    stream,
+)
 from ..recovery.refit import kept_columns, pruned_prefix
 from ..surgery.mask import mask
 from ..train.watching import kernel_of, write_kernel_
@@ -110,6 +118,8 @@ class LayerWise:
                     target=problem.model,
                     restores_sums=self.restores_sums,
                 )
+        for own in found.values():
+            own.fold()
         return [found[p.site].sums for p in reading]
 
     def remove_(self, name: str, gone: Sequence[int]) -> None:
@@ -156,27 +166,42 @@ class _Accumulated:
         self.is_output = torch.from_numpy(product.alive_outputs(alive))
         self.channel = column_channels(product, graph, group)
         self.kernel: Tensor | None = None
+        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         if is_cut and view is not None:
             index = kept_columns(product, graph, plan)
             self.channel = self.channel.gather(1, index)
-            full = kernel_of(view, product.groups, **_layout(product)).double()
-            self.kernel = full.gather(2, index.to(full.device)[:, None, :].expand(-1, full.shape[1], -1))
+            full = kernel_of(view, product.groups, **_layout(product))
+            is_whole = index.shape[1] == full.shape[2]
+            self.kernel = (
+                full if is_whole else full.gather(2, index.to(full.device)[:, None].expand(-1, full.shape[1], -1))
+            )
 
     def add(self, inputs: Tensor, targets: Tensor, kernel: Tensor) -> None:
         kernel = self.kernel if self.kernel is not None else kernel
         alive = self.is_output.to(kernel.device)
-        kernel, targets = kernel * alive[:, :, None], targets * alive[:, None, :]
+        if not bool(alive.all()):
+            kernel, targets = kernel * alive[:, :, None], targets * alive[:, None, :]
         channel = self.channel.to(inputs.device)
         others = (channel < 0)[:, None, :]
         if bool(others.any()):
-            targets = targets - inputs @ (kernel * others).transpose(1, 2)
+            targets = targets - inputs @ (kernel * others).to(inputs).transpose(1, 2)
         if self.generator is not None:
-            self._add_drawn(inputs, targets, kernel, channel)
+            self._add_drawn(inputs, targets, kernel.to(inputs), channel)
             return
+        self.waiting.append((inputs, targets, kernel))
+        if sum(x.shape[1] for x, _, _ in self.waiting) >= kernel.shape[1]:
+            self.fold()
+
+    def fold(self) -> None:
+        """Add up what waits: the weight's own products are formed once for as many rows as it has outputs."""
+        if not self.waiting:
+            return
+        inputs = torch.cat([x for x, _, _ in self.waiting], dim=1)
+        targets = torch.cat([y for _, y, _ in self.waiting], dim=1)
+        kernel, channel = self.waiting[-1][2], self.channel.to(inputs.device)
+        self.waiting.clear()
         gram = channel_gram(inputs, kernel, channel, self.width)
-        met = ((inputs.transpose(1, 2) @ targets) * kernel.transpose(1, 2)).sum(dim=2)
-        target = sum(channel_sums(m, c, self.width) for m, c in zip(met, channel, strict=True))
-        assert isinstance(target, Tensor)
+        target = channel_targets(inputs, targets, kernel, channel, self.width)
         self.sums.add(gram, target, float(targets.square().sum()), inputs.shape[1] * inputs.shape[0])
 
     def _add_drawn(self, inputs: Tensor, targets: Tensor, kernel: Tensor, channel: Tensor) -> None:

@@ -23,7 +23,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..errors import MethodError
 from ..graph.groups import ChannelGraph
-from ..graph.kernels import EXACT
+from ..graph.kernels import exact
 from ..graph.labels import axes, compact
 from ..graph.products import Product, products
 from ..graph.tape import Op, Ref, tensors
@@ -267,7 +267,7 @@ class _Filler:
             if any(is_live(t) for t in tensors((args, kwargs))):
                 outs = tensors(run(op, args, kwargs))
             else:
-                outs = tensors(EXACT.get(op.func, op.func)(*args, **kwargs))
+                outs = tensors(exact(op.func, args, kwargs))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise MethodError(
                 f"the shadow of {op.func} in {op.module or 'the model'} cannot be run: {error}. Name a layer before it "

@@ -64,7 +64,7 @@ class Sampling:
 Rows = Callable[[Seen], Tensor | slice]
 Pair = Callable[[Site, Tensor, Tensor, Tensor], None]
 """Called with a site and, for the drawn rows: inputs (groups, rows, columns), outputs (groups, rows, outputs) without
-bias, and the kernel (groups, outputs, columns) that reads these inputs; all float64."""
+bias, both float64, and the kernel (groups, outputs, columns) that reads these inputs, as it is."""
 
 
 def stream(
@@ -137,7 +137,7 @@ class _Batch:
             places[site] = partial(seen.at, rows=chosen)
             self.outputs[site] = seen.outputs(chosen).double()
             if has_inputs:
-                self.inputs[site], self.kernels[site] = seen.inputs(chosen).double(), seen.kernel().double()
+                self.inputs[site], self.kernels[site] = seen.inputs(chosen).double(), seen.kernel()
 
         def see_sum(site: Site, found: Sum) -> None:
             scale = None if found.scale is None else found.scale.double()
@@ -306,7 +306,7 @@ def channel_gram(inputs: Tensor, kernel: Tensor, channel: Tensor, width: int, *,
 
     Args:
         inputs: (groups, rows, D), float64.
-        kernel: (groups, outputs, D), float64.
+        kernel: (groups, outputs, D); made float64 block by block.
         channel: (groups, D) which channel each column belongs to; -1 = none.
         width: number of channels.
         block: columns at once.
@@ -321,12 +321,34 @@ def channel_gram(inputs: Tensor, kernel: Tensor, channel: Tensor, width: int, *,
         folds = [own[part].unique(return_inverse=True) for part in parts]
         for i, (one, (rows, row)) in enumerate(zip(parts, folds, strict=True)):
             for j, (other, (columns, column)) in enumerate(zip(parts[: i + 1], folds, strict=False)):
-                product = (x[:, one].T @ x[:, other]) * (w[:, one].T @ w[:, other])
+                product = x[:, one].T @ x[:, other]
+                product *= w[:, one].T.to(x) @ w[:, other].to(x)
                 by_row = product.new_zeros(len(rows), len(other)).index_add_(0, row, product)
                 folded = product.new_zeros(len(rows), len(columns)).index_add_(1, column, by_row)
                 total[rows[:, None], columns] += folded
                 if i != j:
                     total[columns[:, None], rows] += folded.T
+    return total
+
+
+def channel_targets(
+    inputs: Tensor, targets: Tensor, kernel: Tensor, channel: Tensor, width: int, *, block: int = BLOCK
+) -> Tensor:
+    """Return (width,) how much each channel's contributions agree with the targets, summed over rows and outputs.
+
+    Args:
+        inputs: (groups, rows, D), float64.
+        targets: (groups, rows, outputs), float64.
+        kernel: (groups, outputs, D).
+        channel: (groups, D) which channel each column belongs to; -1 = none.
+        width: number of channels.
+        block: columns at once.
+    """
+    total = inputs.new_zeros(width)
+    for x, y, w, own in zip(inputs, targets, kernel, channel.to(inputs.device), strict=True):
+        for part in (own >= 0).nonzero().flatten().split(block):
+            met = ((x[:, part].T @ y) * w[:, part].T.to(x)).sum(dim=1)
+            total.index_add_(0, own[part], met)
     return total
 
 

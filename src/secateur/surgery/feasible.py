@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,7 @@ from .shrink import copy_with, shrink
 from .steps import is_inside
 
 log = logging.getLogger(__name__)
+REHEARSALS = 60  # cuts to try in search of the groups behind a failure, before all that are left are blamed
 
 
 def feasible(model: nn.Module, graph: ChannelGraph, *, seed: int = 0) -> ChannelGraph:
@@ -36,44 +38,60 @@ def feasible(model: nn.Module, graph: ChannelGraph, *, seed: int = 0) -> Channel
     """
     bare = model if graph.tape.carrier == "real" else copy_with(model, lambda _, tensor: to_meta(tensor))
     while graph.groups:
-        try:
-            shrink(bare, graph, _rehearsal(graph, seed))
-        except SurgeryError as error:
-            rigid = blamed(model, graph, error) or set(graph.groups)
-            log.info("%s cannot be narrowed: %s", ", ".join(sorted(rigid)), error)
-            reasons = {**graph.rigid, **dict.fromkeys(sorted(rigid), str(error))}
-            graph = replace(graph, groups={n: g for n, g in graph.groups.items() if n not in rigid}, rigid=reasons)
-        else:
+        error = _failure(bare, graph, list(graph.groups), seed)
+        if error is None:
             break
+        rigid = dict.fromkeys(sorted(blamed(model, graph, error)), str(error)) or _failing(bare, graph, error, seed)
+        log.info("%s cannot be narrowed: %s", ", ".join(rigid), error)
+        groups = {n: g for n, g in graph.groups.items() if n not in rigid}
+        graph = replace(graph, groups=groups, rigid={**graph.rigid, **rigid})
     return graph
 
 
-def _rehearsal(graph: ChannelGraph, seed: int) -> Plan:
-    """A plan that cuts every group by about 40 %, to numbers that divide nothing by chance."""
+def _failure(bare: nn.Module, graph: ChannelGraph, names: Collection[str], seed: int) -> SurgeryError | None:
+    """Cut these groups by about 40 %, to numbers that divide nothing by chance; return what stood against it."""
     draw = random.Random(seed)
     removed = {
         n: draw.sample(range(g.width), max(1, min(g.width - 1, round(g.width * 0.4)))) for n, g in graph.groups.items()
     }
-    return Plan.from_removed(removed, graph.widths)
+    try:
+        shrink(bare, graph, Plan.from_removed({n: removed[n] for n in names}, graph.widths))
+    except SurgeryError as error:
+        return error
+    return None
+
+
+def _failing(bare: nn.Module, graph: ChannelGraph, error: SurgeryError, seed: int) -> dict[str, str]:
+    """Return groups to leave whole, and why, after a failure that no module and no channel at the operation explains.
+
+    Halves are cut on their own, then halves of those that fail: the root of a width says nothing of whose width it is.
+    """
+    reasons: dict[str, str] = {}
+    left, tries = [(list(graph.groups), error)], 0
+    while left:
+        names, why = left.pop()
+        halves = [names[: len(names) // 2], names[len(names) // 2 :]] if len(names) > 1 and tries < REHEARSALS else []
+        found = [(half, failure) for half in halves if (failure := _failure(bare, graph, half, seed)) is not None]
+        tries += len(halves)
+        left += found
+        if not found:
+            reasons.update(dict.fromkeys(names, str(why)))
+    return reasons
 
 
 def blamed(model: nn.Module, graph: ChannelGraph, error: SurgeryError) -> set[str]:
     """Groups to leave whole after a failed cut: those at the operation that failed, else those of its module.
 
-    What one block's code cannot narrow its siblings' cannot either: the same operation of every module of the class is
-    blamed at once.
+    None if it failed in the model's own code, at an operation that touches no channel. What one block's code cannot
+    narrow its siblings' cannot either: the same operation of every module of the class is blamed at once.
     """
     index, path = getattr(error, "op_index", None), getattr(error, "module_path", "")
     found = _at_ops(graph, _siblings(model, graph, index)) if index is not None else set()
     modules = modules_of(model)
-    while not found:
+    while path and not found:
         kind = type(modules.get(path, model))
-        alike = [p for p, m in modules.items() if type(m) is kind] if path else [""]
-        found = {
-            n for n, g in graph.groups.items() if any(is_inside(m.module, alike) or "" in alike for m in g.members)
-        }
-        if not path:
-            break
+        alike = [p for p, m in modules.items() if type(m) is kind]
+        found = {n for n, g in graph.groups.items() if any(is_inside(m.module, alike) for m in g.members)}
         path = path.rpartition(".")[0]
     return found
 

@@ -36,6 +36,8 @@ SIZED = frozenset(  # called with sizes, which follow the plan; what they make i
     "native_group_norm convolution channel_shuffle".split()
 )
 PARTLY_SIZED = {
+    "full": slice(1, 2),
+    "new_full": slice(2, 3),
     "native_group_norm": slice(6, None),
     "convolution": slice(3, 8),
 }  # what of the arguments does not follow
@@ -53,6 +55,7 @@ class Step:
         sources: where the tensors it read come from; in no order for a composite call.
         settings: what it was called with beside tensors and sizes.
         bounds: where a slice starts and ends.
+        literals: numbers of Python that were made tensors for it.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Step:
     sources: tuple[Source, ...] | frozenset[Source] = ()
     settings: tuple[Any, ...] = ()
     bounds: tuple[int, int] | None = None
+    literals: tuple[Any, ...] = ()
 
     def differs(self, known: Step) -> str | None:
         """Say how this step is not the expected one; None if it is."""
@@ -75,9 +79,18 @@ class Step:
             return f"it took places {self.bounds} of an axis, expected {known.bounds}"
         if self.settings != known.settings:
             return f"it was called with {_listed(self.settings)} where {_listed(known.settings)} was expected"
+        if self.literals != known.literals:
+            return f"a tensor was made of {_numbers_from(self, known)} where {_numbers_from(known, self)} was expected"
         if self.sources != known.sources:
             return f"{self.name} read other tensors than in the original"
         return None
+
+
+def _numbers_from(step: Step, other: Step) -> str:
+    """The numbers of a step's literals from the first on that is not the other's; long tables are not listed."""
+    own, its = step.literals, other.literals
+    start = next((k for k, (a, b) in enumerate(zip(own, its, strict=False)) if a != b), min(len(own), len(its)))
+    return _listed(own[start : start + 4])
 
 
 def _listed(settings: tuple[Any, ...]) -> str:
@@ -164,11 +177,14 @@ class _Reader:
         self.maker: dict[int, Source] = {}
         self.outside = 0
         self.call = 0
+        self.literals: tuple[Any, ...] = ()
 
     def read(self, op: Op, shapes: Shapes, bounds: tuple[int, int] | None) -> None:
         if is_inside(op.module, self.skipped):
             self._made(op, ("module", next(m for m in self.skipped if is_inside(op.module, [m]))))
-        elif op.name in COPIES and not op.call:
+            return
+        self.literals += op.literals
+        if op.name in COPIES and not op.call:
             self._made(op, self._source(op.refs()[0]) if op.refs() else ("made", len(self.steps)))
         elif op.call and op.call == self.call:
             self._go_on(op, shapes)
@@ -176,7 +192,8 @@ class _Reader:
             self.call = op.call
             name = "call" if op.call else "view" if op.name in VIEWS else op.name
             settings = _numbers(op) if op.call else _settings(op)
-            step = Step(name, op.module, op.index, shapes, (), settings, None if op.call else bounds)
+            step = Step(name, op.module, op.index, shapes, (), settings, None if op.call else bounds, self.literals)
+            self.literals = ()
             self.steps.append(step)
             step.sources = (frozenset if op.call else tuple)(self._source(ref) for ref in op.refs())
             self._made(op, ("step", len(self.steps)))
