@@ -114,6 +114,15 @@ CATALOGUE: dict[str, Entry] = {
             waives=("dead_first",),
         ),
         Entry(
+            "greg",
+            "Greg",
+            "predefined",
+            "Wang et al. 2021, Neural Pruning via Growing Regularization, arXiv:2012.09243",
+            ("data", "labels", "training"),
+            "filters go on which an L2 penalty grew while training",
+            brief={"growth": 0.5, "update_steps": 2, "settle_steps": 1, "recipe": {"epochs": 2}},
+        ),
+        Entry(
             "hrank",
             "Hrank",
             "predefined",

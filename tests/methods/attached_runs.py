@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import functools
 
 import pytest
@@ -11,9 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from secateur import Budget, trace
+from secateur import Budget, prune, trace
+from secateur.data import digits
 from secateur.methods import Problem
-from secateur.train import ClassificationTask, Moment, Recipe, fit
+from secateur.models import digits_resnet
+from secateur.train import ClassificationTask, Moment, Recipe, evaluate, fit, recipe
 
 from ..train.cases import KillAt, Killed
 
@@ -113,5 +113,18 @@ def moment_of(model, epoch=0, epoch_count=1, step=0, lr=0.1, optimizer=None):
     return Moment(model, optimizer, epoch, epoch_count, step, lr)
 
 
-def copied(attached):
-    return dataclasses.replace(attached.problem, model=copy.deepcopy(attached.problem.model))
+@functools.cache
+def _trained_on_digits():
+    torch.manual_seed(0)
+    model, loaders = digits_resnet(), digits().loaders(64, augment=False)
+    fit(model, loaders.train, ClassificationTask(), recipe("digits").replace(epochs=5), progress=False)
+    return model, loaders, evaluate(model, loaders.test, ClassificationTask())
+
+
+def lost_on_digits(method, remove=0.4):
+    """Return the accuracy that a network trained on digits loses with this part of its MACs, without fine-tuning."""
+    model, loaders, before = _trained_on_digits()
+    task, example = ClassificationTask(), torch.zeros(1, 1, 8, 8)
+    result = prune(model, example, method=method, budget=Budget(remove, "macs"), data=loaders.train, task=task)
+    assert result.removed >= remove
+    return before - evaluate(result.model, loaders.test, task)

@@ -20,6 +20,7 @@ from .attached_runs import (
     assert_resumes,
     assert_same,
     batches,
+    lost_on_digits,
     moment_of,
     problem_of,
     run,
@@ -267,3 +268,8 @@ def test_a_budget_out_of_reach_is_told_before_anything_is_touched():
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(MethodError, match="schedule='linear': expected one of constant, growing"):
         SoftFilter(schedule="linear")
+
+
+@pytest.mark.slow
+def test_digits_lose_less_than_two_points():
+    assert lost_on_digits(SoftFilter(schedule="growing", recipe=Recipe(epochs=10, lr=0.01))) < 0.02

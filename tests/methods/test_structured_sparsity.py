@@ -12,9 +12,9 @@ from torch import nn
 from secateur import shrink
 from secateur.errors import BudgetError, MethodError
 from secateur.methods import StructuredSparsity
-from secateur.methods._weight_pull import laid_out, with_biases
+from secateur.methods._weight_pull import filters_of, laid_out
 from secateur.methods.structured_sparsity import block_hard_threshold, block_soft_threshold
-from secateur.train import ClassificationTask, fit
+from secateur.train import ClassificationTask, Recipe, fit
 
 from .attached_runs import (
     POINTS,
@@ -22,6 +22,7 @@ from .attached_runs import (
     assert_resumes,
     assert_same,
     batches,
+    lost_on_digits,
     moment_of,
     problem_of,
     run,
@@ -137,7 +138,7 @@ def test_heads_are_filters_over_query_key_and_value_and_numbers_come_back_where_
             return self.out(mixed.transpose(1, 2).reshape(*x.shape[:2], 4))
 
     model = Heads().double()
-    filters = with_biases(model, problem_of(model, 1, 3, 2).graph, "qkv")
+    filters = filters_of(model, problem_of(model, 1, 3, 2).graph, "qkv", with_biases=True)
     rows = filters.read(model)
     assert rows.shape == (2, 3 * 2 * 2 + 3 * 2)
     laid = laid_out(model, filters, rows.detach())
@@ -258,3 +259,9 @@ def test_bad_runs_are_refused():
 def test_settings_without_sense_are_refused(name, value):
     with pytest.raises(MethodError, match=rf"{name}={value!r}: expected"):
         StructuredSparsity(**{name: value})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["l21", "l20"])
+def test_digits_lose_less_than_two_points(norm):
+    assert lost_on_digits(StructuredSparsity(norm, update_steps=20, recipe=Recipe(epochs=10, lr=0.01))) < 0.02

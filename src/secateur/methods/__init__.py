@@ -8,6 +8,7 @@ from .bn_scale import BnScale as BnScale
 from .cfp import Cfp as Cfp
 from .dcp import Dcp as Dcp
 from .fpgm import Fpgm as Fpgm
+from .greg import Greg as Greg
 from .hrank import Hrank as Hrank
 from .influence import Influence as Influence
 from .l1_filter import L1Filter as L1Filter
@@ -28,6 +29,7 @@ __all__ = [
     "Dcp",
     "Decision",
     "Fpgm",
+    "Greg",
     "Hrank",
     "Influence",
     "L1Filter",

@@ -11,23 +11,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..errors import MethodError
 from ..graph.groups import ChannelGraph
 from ..graph.walk import parameters_of
 from ._filters import JointFilters, positions_in
 from ._zeroed import is_size
 
 
-def with_biases(model: nn.Module, graph: ChannelGraph, name: str) -> JointFilters:
-    """Return where the filters of a group lie, each with its bias appended, as far as parameters make them.
+def filters_of(model: nn.Module, graph: ChannelGraph, name: str, *, with_biases: bool = False) -> JointFilters:
+    """Return where the filters of a group lie, as far as parameters make them; of weight norm the lengths.
+
+    Args:
+        model: whose parameters.
+        graph: its channel graph.
+        name: of the group.
+        with_biases: append the bias of each filter.
 
     Raises:
-        MethodError: no weight makes the channels, or their filters differ in size.
+        MethodError: no parameter makes the channels, or their filters differ in size.
     """
     group, known = graph.groups[name], parameters_of(model, shared=True)
     made = JointFilters.of(graph, group)
     places = {weight: index for weight, index in made.places.items() if weight in known and is_size(weight)}
+    if not places:
+        raise MethodError(f"no parameter makes the channels of {name!r}, so nothing can train: protect=[{name!r}].")
     modules = {member.module for member in group.members if member.tensor in places}
-    for member in group.members:
+    for member in group.members if with_biases else ():
         is_vector = len(graph.shapes[member.tensor]) == 1
         if member.role == "out" and is_vector and member.module in modules and member.tensor in known:
             places[member.tensor] = positions_in(graph, group, member.tensor, member.axis)
@@ -58,8 +67,7 @@ def laid_out(model: nn.Module, filters: JointFilters, rows: Tensor) -> dict[str,
 
 def zero_filters_(model: nn.Module, filters: JointFilters, gone: list[int]) -> None:
     """Zero whole filters, in place."""
-    width, size = next(iter(filters.places.values())).shape[0], sum(i.shape[1] for i in filters.places.values())
-    rows = torch.zeros(width, size)
+    rows = torch.zeros(filters.width, filters.size)
     rows[gone] = 1.0
     with torch.no_grad():
         for name, mask in laid_out(model, filters, rows).items():
@@ -96,10 +104,9 @@ class WeightPull:
         """
         made = cls({}, {})
         for name, own in filters.items():
-            size = sum(index.shape[1] for index in own.places.values())
             for numbers, into in ((factors, made.factors), (levels, made.levels)):
                 if name in numbers:
-                    rows = numbers[name].expand(len(next(iter(own.places.values()))), size)
+                    rows = numbers[name].expand(own.width, own.size)
                     for weight, laid in laid_out(model, own, rows).items():
                         into[weight] = into[weight] + laid if weight in into else laid
         return made

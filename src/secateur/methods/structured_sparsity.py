@@ -52,7 +52,7 @@ from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_counts
 from ._taking_part import check_optimizer, own_state
 from ._training import HeldAtZero
-from ._weight_pull import WeightPull, with_biases, zero_filters_
+from ._weight_pull import WeightPull, filters_of, zero_filters_
 from ._zeroed import take_out_
 
 log = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ class _Aulm(Attached):
         self._method = method
         names = eligible(problem, method.residual)
         problem.check_weights(names)
-        self._filters = {name: with_biases(problem.model, problem.graph, name) for name in names}
+        self._filters = {name: filters_of(problem.model, problem.graph, name, with_biases=True) for name in names}
         self._kept = self._counts({name: self._norms(rows) for name, rows in self._rows()})
         self._splits: dict[str, _Split] = {}  # made with the first step: weights may be loaded after attaching
         self._step_count = 0
