@@ -109,7 +109,7 @@ def test_a_method_shows_its_settings():
 @pytest.mark.parametrize(
     ("args", "suggestion"),
     [
-        (("methods", "l1_fliter"), "did you mean 'l1_filter'?"),
+        (("methods", "l1_fliter"), "did you mean 'l1_filter'"),
         (("groups", "resnet2"), "'resnet20'"),
         (("prune", "digits_resnet", "--remove", 0.5, "--method", "randon"), "did you mean 'random'?"),
         (("prune", "digits_resnet", "--remove", 0.5, "--protect", "stage.1.0"), "'stages.1.0'"),
