@@ -4,9 +4,9 @@
 
 For each model: record it, build its channel graph, leave whole what its own code cannot narrow, remove 40 % of every
 other group at random, cut, and verify in float64 against the masked model. The outcome is "exact" (largest relative
-error at most 1e-9), "raised" (an error of ours instead of a result) or "refused" (cut, found inexact by the
-verification, and so not returned by ``prune``). The frozen share is the share of the parameters that lie in tensors
-none of whose axes can be cut.
+error at most 1e-9), "raised" (an error of ours instead of a result), "refused" (cut, found inexact by the verification,
+and so not returned by ``prune``) or "whole" (nothing of it can be cut). The frozen share is the share of the parameters
+that lie in tensors none of whose axes can be cut.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ def run(entry: ZooModel) -> dict[str, Any]:
         graph = feasible(model, graph)
         row.update(groups=len(graph.groups), rigid=len(graph.rigid), frozen_share=round(frozen_share(graph), 4))
         row["why"] = sorted(set(graph.rigid.values()))[:3]
+        if not graph.groups:
+            return {**row, "outcome": "whole"}
         plan = random_plan(graph)
         small = shrink(model, graph, plan)
         row["cut_s"] = round(time.perf_counter() - started, 2)

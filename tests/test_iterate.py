@@ -229,7 +229,7 @@ def test_a_killed_run_takes_its_trainings_up(tmp_path):
         ({"schedule": "one_by_one"}, MethodError, "schedule='one_by_one': expected one of together, layer_by_layer"),
         ({"steps": 0}, MethodError, "steps=0: expected a whole number of cuts"),
         ({"steps": 1.5}, MethodError, r"steps=1\.5"),
-        ({"method": "l2_filter"}, UnknownName, "did you mean 'l1_filter'"),
+        ({"method": "l1_fliter"}, UnknownName, "did you mean 'l1_filter'"),
         ({"budget": 0.3}, BudgetError, r"budget=0\.3: expected Budget"),
         ({"budget": Budget(0.999, "macs")}, BudgetError, "at most"),
         ({"limits": Limits(protect=("",))}, NothingToPrune, "protected"),

@@ -112,7 +112,8 @@ def test_a_specification_determines_its_network_and_prints_as_itself(spec):
     assert torch.equal(random, torch.get_rng_state())
     assert torch.equal(first.args[0], second.args[0])
     assert torch.equal(run(first), run(second))
-    assert torch.equal(run(first), first.model.__class__.__call__(copy.deepcopy(first.model), *first.args).detach())
+    copied = first.model.__class__.__call__(copy.deepcopy(first.model), *first.args).detach()
+    torch.testing.assert_close(run(first), copied, rtol=1e-12, atol=1e-12)  # products round by where memory lies
 
 
 def test_another_seed_gives_other_weights_and_another_input():

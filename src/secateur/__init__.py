@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import methods as methods
+    from .attach import attach as attach
     from .budget import Budget as Budget
     from .budget import Limits as Limits
     from .graph import ChannelGraph as ChannelGraph
@@ -44,6 +45,7 @@ _HOMES = {  # name -> the module that has it
     "PruneResult": "prune",
     "SensitivityCurves": "methods.sensitivity",
     "Verification": "surgery.verify",
+    "attach": "attach",
     "data_influence": "methods.influence",
     "finetune": "recovery.finetune",
     "fold_constants": "recovery.fold",
@@ -70,6 +72,7 @@ __all__ = [
     "PruneResult",
     "SensitivityCurves",
     "Verification",
+    "attach",
     "data_influence",
     "finetune",
     "fold_constants",

@@ -48,6 +48,8 @@ class Entry:
     def make(self, **settings: Any) -> Method:
         """Return the method with these hyper-parameters; the paper's for all others.
 
+        A mapping given as `recipe` changes these values of the method's own recipe.
+
         Raises:
             MethodError: it has no such hyper-parameter.
         """
@@ -56,7 +58,7 @@ class Entry:
         if unknown := sorted(set(settings) - set(known)):
             raise MethodError(f"{self.name} has no setting {unknown[0]!r}; it has: {', '.join(known) or 'none'}.")
         if isinstance(changes := settings.get("recipe"), Mapping):
-            settings["recipe"] = kind.recipe.replace(**changes)
+            settings["recipe"] = kind().recipe.replace(**changes)
         made: Method = kind(**settings)
         return made
 
@@ -140,6 +142,16 @@ CATALOGUE: dict[str, Entry] = {
             "channels without which the loss is predicted to rise least, the others making up, go",
         ),
         Entry(
+            "ista_bn",
+            "IstaBn",
+            "automatic",
+            "Ye et al. 2018, Rethinking the Smaller-Norm-Less-Informative Assumption in Channel Pruning of Convolution "
+            "Layers, arXiv:1802.00124",
+            ("data", "labels", "training"),
+            "channels whose scaling factors soft thresholds in training bring to zero go, dear ones first",
+            brief={"recipe": {"epochs": 1, "lr": 0.01}},
+        ),
+        Entry(
             "l1_filter",
             "L1Filter",
             "predefined",
@@ -163,6 +175,15 @@ CATALOGUE: dict[str, Entry] = {
             ("data",),
             "a sparse regression on the next layer's outputs says which channels stay; least squares re-fits them",
             waives=("nested",),
+        ),
+        Entry(
+            "network_slimming",
+            "NetworkSlimming",
+            "automatic",
+            "Liu et al. 2017, Learning Efficient Convolutional Networks through Network Slimming, arXiv:1708.06519",
+            ("data", "labels", "training"),
+            "channels go whose scaling factors training with an L1 penalty makes smallest, over all layers",
+            brief={"recipe": {"epochs": 1, "lr": 0.01}},
         ),
         Entry(
             "nisp",

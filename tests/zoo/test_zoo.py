@@ -36,7 +36,7 @@ def test_twelve_models_are_exact_after_random_pruning(entry):
 @pytest.mark.filterwarnings("default")
 def test_every_model_is_exact_or_refused(name):
     row = run(all_models()[name])
-    assert row["outcome"] in ("exact", "raised", "refused"), row
+    assert row["outcome"] in ("exact", "raised", "refused", "whole"), row
 
 
 def test_the_random_plan_cuts_every_group_and_empties_none():

@@ -11,9 +11,11 @@ from .fpgm import Fpgm as Fpgm
 from .greg import Greg as Greg
 from .hrank import Hrank as Hrank
 from .influence import Influence as Influence
+from .ista_bn import IstaBn as IstaBn
 from .l1_filter import L1Filter as L1Filter
 from .l2_filter import L2Filter as L2Filter
 from .lasso_channels import LassoChannels as LassoChannels
+from .network_slimming import NetworkSlimming as NetworkSlimming
 from .nisp import Nisp as Nisp
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
@@ -32,10 +34,12 @@ __all__ = [
     "Greg",
     "Hrank",
     "Influence",
+    "IstaBn",
     "L1Filter",
     "L2Filter",
     "LassoChannels",
     "Method",
+    "NetworkSlimming",
     "Nisp",
     "Problem",
     "Random",

@@ -3,6 +3,8 @@
 from secateur.train.attachment import Attachment as Attachment
 from secateur.train.attachment import Moment as Moment
 from secateur.train.evaluation import evaluate as evaluate
+from secateur.train.hugging_face import HuggingFaceCallback as HuggingFaceCallback
+from secateur.train.lightning import LightningCallback as LightningCallback
 from secateur.train.loop import EpochRecord as EpochRecord
 from secateur.train.loop import TrainResult as TrainResult
 from secateur.train.loop import fit as fit
@@ -21,6 +23,8 @@ __all__ = [
     "ClassificationTask",
     "EpochRecord",
     "FunctionTask",
+    "HuggingFaceCallback",
+    "LightningCallback",
     "Moment",
     "NextTokenTask",
     "Recipe",

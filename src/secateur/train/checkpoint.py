@@ -16,7 +16,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,15 @@ def digest_of(model: nn.Module) -> str:
             total.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
             total.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def settings_of(thing: object) -> dict[str, Any]:
+    """Return what can be compared of a task or an attachment: its class, and a dataclass's plain values."""
+    plain_types = (str, int, float, bool, tuple, type(None))
+    named = fields(thing) if is_dataclass(thing) else ()
+    values = {each.name: getattr(thing, each.name) for each in named if each.init}
+    kept = {name: repr(value) for name, value in values.items() if isinstance(value, plain_types)}
+    return {"class": type(thing).__qualname__, **kept}
 
 
 def plain(state: Any, owner: str) -> Any:

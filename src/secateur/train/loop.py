@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from secateur.train.checkpoint import (
     discard_checkpoints,
     plain,
     read_newest_checkpoint,
+    settings_of,
     weights_of,
     write_checkpoint,
 )
@@ -363,8 +364,8 @@ class _Run:
             "run_id": self.run_id,
             "model": {"class": type(self.model).__qualname__, **tensors},
             "recipe": recipe,
-            "task": _settings(self.task),
-            "attachments": [_settings(attachment) for attachment in self.attachments],
+            "task": settings_of(self.task),
+            "attachments": [settings_of(attachment) for attachment in self.attachments],
             "process_count": self.accelerator.num_processes,
             "batch_count": self.data.batch_count,
         }
@@ -412,12 +413,3 @@ class _Run:
         self.history = [EpochRecord(**record) for record in progress["history"]]
         self.resumed_from = checkpoint.step
         logger.info("going on from epoch %d, step %d in %s", self.epoch + 1, self.step, self.folder)
-
-
-def _settings(thing: object) -> dict[str, Any]:
-    """What can be compared of a task or an attachment: its class, and a dataclass's plain values."""
-    plain_types = (str, int, float, bool, tuple, type(None))
-    named = fields(thing) if is_dataclass(thing) else ()
-    values = {each.name: getattr(thing, each.name) for each in named if each.init}
-    kept = {name: repr(value) for name, value in values.items() if isinstance(value, plain_types)}
-    return {"class": type(thing).__qualname__, **kept}

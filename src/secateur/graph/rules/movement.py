@@ -87,7 +87,9 @@ def part(labels: Labels, op: Op) -> None:
     axis = (op.args[1] if len(op.args) > 1 else op.kwargs.get("dim", 0)) % len(source.shape)
     is_weight = labels.is_weight(source)
     result = []
-    for layer in labels.get(source) if 0 not in out.shape else ():  # past the end there is nothing, cut or not
+    for layer in labels.get(source):
+        if op.name != "select" and not out.shape[axis] and axis in axes(layer):
+            continue  # past the end there is nothing, cut or not
         moved = _replayed(op, layer)
         if is_weight and axis in axes(layer):
             labels.unread.append(compact(layer).reshape(-1).numpy())
