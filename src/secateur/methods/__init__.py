@@ -8,6 +8,7 @@ from .bn_scale import BnScale as BnScale
 from .cfp import Cfp as Cfp
 from .dcp import Dcp as Dcp
 from .fpgm import Fpgm as Fpgm
+from .greg import Greg as Greg
 from .hrank import Hrank as Hrank
 from .influence import Influence as Influence
 from .ista_bn import IstaBn as IstaBn
@@ -18,6 +19,8 @@ from .network_slimming import NetworkSlimming as NetworkSlimming
 from .nisp import Nisp as Nisp
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
+from .soft_filter import SoftFilter as SoftFilter
+from .structured_sparsity import StructuredSparsity as StructuredSparsity
 from .taylor import Taylor as Taylor
 from .thinet import ThiNet as ThiNet
 
@@ -28,6 +31,7 @@ __all__ = [
     "Dcp",
     "Decision",
     "Fpgm",
+    "Greg",
     "Hrank",
     "Influence",
     "IstaBn",
@@ -40,6 +44,8 @@ __all__ = [
     "Problem",
     "Random",
     "Sensitivity",
+    "SoftFilter",
+    "StructuredSparsity",
     "Taylor",
     "ThiNet",
 ]
