@@ -87,6 +87,17 @@ CATALOGUE: dict[str, Entry] = {
             "channels that their normalisation scales least go",
         ),
         Entry(
+            "centripetal_sgd",
+            "CentripetalSgd",
+            "automatic",
+            "Ding et al. 2019, Centripetal SGD for Pruning Very Deep Convolutional Networks with Complicated "
+            "Structure, arXiv:1904.03837",
+            ("data", "labels", "training"),
+            "training makes the filters of a cluster identical, and all but one of each go at no cost",
+            waives=("dead_first", "nested", "order_free"),
+            brief={"recipe": {"epochs": 1, "lr": 0.01}},
+        ),
+        Entry(
             "cfp",
             "Cfp",
             "predefined",
@@ -114,6 +125,16 @@ CATALOGUE: dict[str, Entry] = {
             (),
             "filters nearest to the geometric median of their layer go",
             waives=("dead_first",),
+        ),
+        Entry(
+            "global_dynamic",
+            "GlobalDynamic",
+            "automatic",
+            "Lin et al. 2018, Accelerating Convolutional Networks via Global & Dynamic Filter Pruning, IJCAI 2018",
+            ("data", "labels", "training"),
+            "filters with the smallest effect on the loss, over all layers, are masked in training and may come back",
+            waives=("nested",),
+            brief={"interval": 2, "recipe": {"epochs": 2, "lr": 0.01}},
         ),
         Entry(
             "greg",

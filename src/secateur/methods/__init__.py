@@ -5,9 +5,11 @@ from ._problem import Method as Method
 from ._problem import Problem as Problem
 from .aofp import Aofp as Aofp
 from .bn_scale import BnScale as BnScale
+from .centripetal_sgd import CentripetalSgd as CentripetalSgd
 from .cfp import Cfp as Cfp
 from .dcp import Dcp as Dcp
 from .fpgm import Fpgm as Fpgm
+from .global_dynamic import GlobalDynamic as GlobalDynamic
 from .greg import Greg as Greg
 from .hrank import Hrank as Hrank
 from .influence import Influence as Influence
@@ -27,10 +29,12 @@ from .thinet import ThiNet as ThiNet
 __all__ = [
     "Aofp",
     "BnScale",
+    "CentripetalSgd",
     "Cfp",
     "Dcp",
     "Decision",
     "Fpgm",
+    "GlobalDynamic",
     "Greg",
     "Hrank",
     "Influence",

@@ -35,7 +35,7 @@ class Attached(Attachment):
         return self.problem.model
 
     def finish(self) -> Decision:
-        """Decide, once training is over. Whoever trains adds the trained model."""
+        """Decide, once training is over. Where the decision has no model, it is about the trained one as it is."""
         raise TypeError(f"{type(self).__name__} does not say how it decides: it has to define finish().")
 
 
@@ -63,4 +63,5 @@ def train_and_decide(name: str, method: TrainingMethod, problem: Problem) -> Dec
     if problem.budget.remove == 0:
         return replace(attached.finish(), model=None, is_refitted=False)
     train_(name, attached.model, problem, method.recipe.replace(seed=problem.seed), [attached])
-    return replace(attached.finish(), model=attached.model, is_refitted=True)
+    decision = attached.finish()
+    return replace(decision, model=attached.model if decision.model is None else decision.model, is_refitted=True)
