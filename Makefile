@@ -17,11 +17,11 @@ demo: install
 	$(BIN)/python -m secateur.demo --out runs/demo
 
 test: install
-	$(BIN)/python -m pytest -q -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 test-all: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
-	$(BIN)/python -m pytest -q -n auto -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "slow or not slow"
 
 check: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check

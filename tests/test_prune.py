@@ -202,14 +202,12 @@ def test_a_method_that_insists_on_it_is_told_why():
         prune(Rigid(), torch.randn(2, 4), budget=Budget(0.1), method=Fixed(plan))
 
 
-def test_statistics_are_estimated_anew_where_there_is_data_unless_told_otherwise():
+def test_statistics_are_estimated_anew_where_asked():
     data, task = list(images(3)), ClassificationTask()
     model = net()
     options = {"budget": Budget(0.5), "data": data, "task": task}
-    by_default = prune(model, IMAGE, **options)
     asked = prune(model, IMAGE, repair="batchnorm", **options)
     left = prune(model, IMAGE, repair=(), **options)
-    assert torch.equal(by_default.model[1].running_mean, asked.model[1].running_mean)
     kept = list(left.plan.kept["0"])
     assert torch.equal(left.model[1].running_mean, model[1].running_mean[kept])
     assert not torch.allclose(asked.model[1].running_mean, left.model[1].running_mean)
@@ -243,3 +241,19 @@ def test_folding_starts_from_what_the_method_trained():
 def test_the_random_control_costs_what_the_method_costs():
     results = [prune(net(), IMAGE, budget=Budget(0.5, "macs"), method=m, check=False) for m in (L1Filter(), Random())]
     assert results[0].after == results[1].after
+
+
+def test_data_bring_the_re_fit_and_a_method_that_re_fits_brings_batch_norm_alone():
+    """What `prune` does by itself is what it does when asked for just that."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4)
+    ).eval()
+    images = torch.randn(16, 3, 7, 7)
+    options = {"budget": Budget(0.5), "data": [(images, None)], "task": ClassificationTask()}
+    for method, expected in (("l1_filter", ("refit",)), ("lasso_channels", ("batchnorm",))):
+        itself = prune(model, images, method=method, **options).model
+        asked = prune(model, images, method=method, repair=expected, **options).model
+        other = prune(model, images, method=method, repair=(), **options).model
+        assert torch.equal(itself(images), asked(images)), method
+        assert not torch.equal(itself(images), other(images)), method

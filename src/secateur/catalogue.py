@@ -32,7 +32,8 @@ class Entry:
         summary: one line.
         waives: keys of `WAIVABLE`, for the promises that the paper's idea cannot keep. Every other promise of
             tests/contract is kept by every method.
-        brief: settings that make a method which trains short enough for tests and dry runs.
+        brief: settings that make a method which trains short enough for tests and dry runs. A mapping under "recipe"
+            changes parts of the method's own recipe.
     """
 
     name: str
@@ -136,6 +137,15 @@ CATALOGUE: dict[str, Entry] = {
             brief={"interval": 2, "recipe": {"epochs": 2, "lr": 0.01}},
         ),
         Entry(
+            "greg",
+            "Greg",
+            "predefined",
+            "Wang et al. 2021, Neural Pruning via Growing Regularization, arXiv:2012.09243",
+            ("data", "labels", "training"),
+            "filters go on which an L2 penalty grew while training",
+            brief={"growth": 0.5, "update_steps": 2, "settle_steps": 1, "recipe": {"epochs": 2}},
+        ),
+        Entry(
             "hrank",
             "Hrank",
             "predefined",
@@ -221,6 +231,27 @@ CATALOGUE: dict[str, Entry] = {
             "Li et al. 2017, Pruning Filters for Efficient ConvNets, arXiv:1608.08710 (section 3.2)",
             ("data", "labels"),
             "every group loses as much as costs the same validation accuracy, cut on its own",
+        ),
+        Entry(
+            "soft_filter",
+            "SoftFilter",
+            "predefined",
+            "He et al. 2018, Soft Filter Pruning for Accelerating Deep CNNs, arXiv:1808.06866",
+            ("data", "labels", "training"),
+            "filters of small norm are zeroed after every epoch and train on; those that are zero at the end go",
+            waives=("nested",),
+            brief={"recipe": {"epochs": 2}},
+        ),
+        Entry(
+            "structured_sparsity",
+            "StructuredSparsity",
+            "automatic",
+            "Lin et al. 2019, Toward Compact ConvNets via Structure-Sparsity Regularized Filter Pruning, "
+            "arXiv:1901.07827",
+            ("data", "labels", "training"),
+            "filters that a structured norm drove to zero while training go",
+            waives=("nested",),
+            brief={"update_steps": 2, "recipe": {"epochs": 2}},
         ),
         Entry(
             "taylor",

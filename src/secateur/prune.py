@@ -106,8 +106,8 @@ def prune(
         round_to: every width that changes becomes a multiple of this.
         repair: "fold" moves what removed channels contribute on average into their consumers before the cut and needs
             no data; "refit" solves the consumers' remaining weights on `data` for the outputs as they were; "batchnorm"
-            re-estimates running statistics on `data` after the cut. None = "refit" (unless the method
-            re-fits or trains by itself) and "batchnorm" where there is data.
+            re-estimates running statistics on `data` after the cut. None = where there is data "refit", or "batchnorm"
+            after a method that re-fits or trains by itself.
         seed: makes random choices repeatable.
         check: verify the result in float64 and refuse a wrong one.
         graph: the model's graph, if you have it.
@@ -136,7 +136,8 @@ def prune(
     if not plan.removed_count and budget.remove > 0:
         warnings.warn(f"{budget}: nothing was removed.", NothingPruned, stacklevel=2)
     verification = _verified(cut.source, small, plan, example, named) if check else None
-    if (repairs is None or "batchnorm" in repairs) and data is not None and task is not None:
+    wants_statistics = cut.decision.is_refitted if repairs is None else "batchnorm" in repairs
+    if wants_statistics and data is not None and task is not None:
         reestimate_batchnorm_(small, data, task)
     result = PruneResult(small, plan, graph, budget, graph.costs(), graph.costs(plan), verification, cut.decision)
     note_origin_(result, method)

@@ -66,7 +66,7 @@ Repair = Annotated[
     list[str] | None,
     typer.Option(
         "--repair",
-        help="fold, refit or batchnorm, may be repeated; none for none. [refit and batchnorm where there is data]",
+        help="fold, refit or batchnorm, may be repeated; none for none. [where there is data: refit]",
         metavar="NAME",
     ),
 ]

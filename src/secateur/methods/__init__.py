@@ -10,6 +10,7 @@ from .cfp import Cfp as Cfp
 from .dcp import Dcp as Dcp
 from .fpgm import Fpgm as Fpgm
 from .global_dynamic import GlobalDynamic as GlobalDynamic
+from .greg import Greg as Greg
 from .hrank import Hrank as Hrank
 from .influence import Influence as Influence
 from .ista_bn import IstaBn as IstaBn
@@ -20,6 +21,8 @@ from .network_slimming import NetworkSlimming as NetworkSlimming
 from .nisp import Nisp as Nisp
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
+from .soft_filter import SoftFilter as SoftFilter
+from .structured_sparsity import StructuredSparsity as StructuredSparsity
 from .taylor import Taylor as Taylor
 from .thinet import ThiNet as ThiNet
 
@@ -32,6 +35,7 @@ __all__ = [
     "Decision",
     "Fpgm",
     "GlobalDynamic",
+    "Greg",
     "Hrank",
     "Influence",
     "IstaBn",
@@ -44,6 +48,8 @@ __all__ = [
     "Problem",
     "Random",
     "Sensitivity",
+    "SoftFilter",
+    "StructuredSparsity",
     "Taylor",
     "ThiNet",
 ]

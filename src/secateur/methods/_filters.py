@@ -47,6 +47,16 @@ class JointFilters:
             )
         return cls(group.name, places)
 
+    @property
+    def width(self) -> int:
+        """Number of filters."""
+        return len(next(iter(self.places.values()), ()))
+
+    @property
+    def size(self) -> int:
+        """Weights per filter."""
+        return sum(index.shape[1] for index in self.places.values())
+
     def read(self, model: nn.Module) -> Tensor:
         """Return (width, elements) the filters as they are now, in float32 or better; gradients reach the weights."""
         parts = []
