@@ -45,7 +45,7 @@ class Sampling:
     """
 
     rows_per_sample: int | None = 64
-    max_samples: int | None = 2048
+    max_samples: int | None = 512
     seed: int = 0
 
     def __post_init__(self) -> None:
