@@ -118,6 +118,15 @@ CATALOGUE: dict[str, Entry] = {
             brief={"heads": 1, "stage_epochs": 1, "channels_per_step": 4, "selection_batches": 1},
         ),
         Entry(
+            "depgraph_group_norm",
+            "DepgraphGroupNorm",
+            "automatic",
+            "Fang et al. 2023, DepGraph: Towards Any Structural Pruning, arXiv:2301.12900",
+            ("data", "labels", "training"),
+            "channels go whose weights training made small in all layers of their group",
+            brief={"recipe": {"epochs": 1}},
+        ),
+        Entry(
             "fpgm",
             "Fpgm",
             "predefined",

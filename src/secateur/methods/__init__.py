@@ -8,6 +8,7 @@ from .bn_scale import BnScale as BnScale
 from .centripetal_sgd import CentripetalSgd as CentripetalSgd
 from .cfp import Cfp as Cfp
 from .dcp import Dcp as Dcp
+from .depgraph_group_norm import DepgraphGroupNorm as DepgraphGroupNorm
 from .fpgm import Fpgm as Fpgm
 from .global_dynamic import GlobalDynamic as GlobalDynamic
 from .greg import Greg as Greg
@@ -33,6 +34,7 @@ __all__ = [
     "Cfp",
     "Dcp",
     "Decision",
+    "DepgraphGroupNorm",
     "Fpgm",
     "GlobalDynamic",
     "Greg",
