@@ -155,6 +155,16 @@ CATALOGUE: dict[str, Entry] = {
             brief={"growth": 0.5, "update_steps": 2, "settle_steps": 1, "recipe": {"epochs": 2}},
         ),
         Entry(
+            "group_fisher",
+            "GroupFisher",
+            "automatic",
+            "Liu et al. 2021, Group Fisher Pruning for Practical Network Compression, arXiv:2108.00708",
+            ("data", "labels", "training"),
+            "channels that matter least to the loss for the memory they take go one by one while training",
+            waives=("nested",),
+            brief={"interval": 2, "recipe": {"epochs": 2}},
+        ),
+        Entry(
             "hrank",
             "Hrank",
             "predefined",

@@ -12,6 +12,7 @@ from .depgraph_group_norm import DepgraphGroupNorm as DepgraphGroupNorm
 from .fpgm import Fpgm as Fpgm
 from .global_dynamic import GlobalDynamic as GlobalDynamic
 from .greg import Greg as Greg
+from .group_fisher import GroupFisher as GroupFisher
 from .hrank import Hrank as Hrank
 from .influence import Influence as Influence
 from .ista_bn import IstaBn as IstaBn
@@ -38,6 +39,7 @@ __all__ = [
     "Fpgm",
     "GlobalDynamic",
     "Greg",
+    "GroupFisher",
     "Hrank",
     "Influence",
     "IstaBn",
