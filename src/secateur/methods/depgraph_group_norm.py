@@ -20,7 +20,7 @@ Where we differ, and why:
 
 - The authors cut in many small steps until the MACs are met. Here the budget is met exactly in one cut after training;
   many steps are `secateur.prune_iteratively`.
-- gamma is computed anew once per epoch, not at every step: sizes change slowly.
+- gamma is computed once per epoch: sizes change slowly, and measuring them takes a pass over all weights.
 - A channel whose group has the same size everywhere gets gamma = 1: nothing tells it from the others.
 - A weight that belongs to two channels, the one that it makes and the one that it reads, is pressed by both.
 - Biases and shifts are neither counted nor pressed, nor are directions of weight norm, whose size means nothing.

@@ -23,7 +23,8 @@ Where we differ, and why:
 - The budget is met exactly. Channels that are left to remove when training ends go then, and the log says so.
 - A channel that has gone is held at zero, and cut in the end.
 - A depthwise convolution does not count as a reader: what reads its result has the same mask.
-- Channels whose readers' columns cannot be told apart, as behind a layer norm, have no mask, and stay whole.
+- Channels that more than columns of trained weights read have no mask, and stay whole. Where a layer norm lies between,
+  the mask is behind it: what its statistics lose with a channel is not seen.
 - The epochs that are left after the last removal train the rest; the paper's fine-tuning is a full training run.
 """
 
