@@ -57,7 +57,7 @@ from ._attached import Attached, train_and_decide
 from ._channel_sides import Place, Sides, channel_sides
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, projection
-from ._sensitivity_measure import clone
+from ._taking_part import check_optimizer, own_state
 
 log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
@@ -354,33 +354,31 @@ class Centripetal(Attached):
 
     def _make_pulls(self, moment: Moment) -> list[_Pull]:
         parameters = parameters_of(self.model, shared=True)
-        held = {id(p) for group in moment.optimizer.param_groups for p in group["params"]}
         result = []
         for group in self.groups.values():
             if not group.removed:
                 continue
             places = [place for place in group.sides.makers if place.tensor in parameters]
-            if odd := [place.tensor for place in places if id(parameters[place.tensor]) not in held]:
-                raise MethodError(
-                    f"centripetal_sgd moves {odd[0]!r}, and the optimizer does not hold it: give the optimizer all "
-                    f"parameters, or leave the layer whole: protect=[{group.name!r}]."
-                )
+            check_optimizer("centripetal_sgd", moment, [place.tensor for place in places])
             result.append(_Pull.of(places, parameters, group.cluster, self.method))
         return result
 
     def finish(self) -> Decision:
-        """Return the plan, and a trimmed copy of the model; the model itself is left as it is."""
+        """Return the plan, and trim the trained model IN PLACE, so that cutting it by the plan is all that is left.
+
+        A trimmed model is as wide as before and, where clusters were closed, computes the same. To ask twice is to ask
+        once.
+        """
         plan = Plan.from_removed({n: g.removed for n, g in self.groups.items()}, self.problem.graph.widths)
-        trimmed = clone(self.model)
-        gaps = trim_(trimmed, list(self.groups.values()))
-        widest = max(gaps, key=lambda name: gaps[name])
-        if gaps[widest] > CLOSED:
+        gaps = trim_(self.model, list(self.groups.values()))
+        widest = max(gaps, key=lambda name: gaps[name], default="")
+        if widest and gaps[widest] > CLOSED:
             log.warning(
                 "centripetal_sgd: clusters are not closed, in %r by %.1e of the weights' squares, so that trimming "
                 "changes the network: train longer, or raise strength=%g or the learning rate",
                 *(widest, gaps[widest], self.method.strength),
             )
-        return Decision(plan, trimmed, is_refitted=True)
+        return Decision(plan, is_refitted=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the clusters."""
@@ -392,14 +390,11 @@ class Centripetal(Attached):
         Raises:
             MethodError: the state is of another method or of other groups.
         """
-        found = state.get("clusters", {}) if state.get("method") == "centripetal_sgd" else None
-        if found is None or {n: len(c) for n, c in found.items()} != {
-            n: len(g.cluster) for n, g in self.groups.items()
-        }:
+        found = own_state(state, "centripetal_sgd")["clusters"]
+        if {n: len(c) for n, c in found.items()} != {n: len(g.cluster) for n, g in self.groups.items()}:
             raise MethodError(
-                f"the state to go on from is of {state.get('method', 'another method')!r} with groups "
-                f"{sorted(found or {})[:4]}, and this run is of 'centripetal_sgd' with {sorted(self.groups)[:4]}: "
-                "attach the same method to the same model, or start anew."
+                f"centripetal_sgd was given clusters of {sorted(found)[:4]} to go on from, and this run has "
+                f"{sorted(self.groups)[:4]} in other widths or names: attach it to the same model, or start anew."
             )
         self.groups = {n: Clusters(g.sides, torch.tensor(found[n])) for n, g in self.groups.items()}
         self._pulls = None
@@ -414,7 +409,7 @@ def trim_(model: nn.Module, groups: Sequence[Clusters]) -> dict[str, float]:
         Group -> how far its clusters were from closed: squared deviation relative to the squared weights.
     """
     state = {name: tensor.detach() for name, tensor in state_of(model, shared=True).items()}
-    gaps = {group.name: group.close_(state) for group in groups}
+    gaps = {group.name: group.close_(state) for group in groups if group.removed}
     for group in groups:
         group.sum_columns_(state)
     return gaps

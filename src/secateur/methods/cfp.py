@@ -45,7 +45,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import MethodError
 from ..plan import Plan
 from ..train.attachment import Attachment, Moment
 from ..train.randomness import epoch_seed
@@ -55,6 +54,7 @@ from ._filters import JointFilters
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible
 from ._sensitivity_measure import clone
+from ._settings import check_settings
 from ._training import HeldAtZero, blamed, train_, training_data
 
 log = logging.getLogger(__name__)
@@ -178,9 +178,7 @@ class Cfp:
             "momentum": (0 <= self.momentum < 1, "a number in [0, 1)"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "a number >= 0"),
         }
-        for name, (is_valid, wanted) in ranges.items():
-            if not is_valid:
-                raise MethodError(f"{name}={getattr(self, name)!r}: expected {wanted}.")
+        check_settings(self, ranges)
 
     def decide(self, problem: Problem) -> Decision:
         """Train, pair and remove until the budget is met; the decision holds the trained model at full width.

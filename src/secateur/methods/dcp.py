@@ -46,7 +46,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import MethodError, TrainingError
+from ..errors import TrainingError
 from ..graph.products import products
 from ..plan import Plan
 from ..train.batches import device_of, same_modes_after, to_device
@@ -57,6 +57,7 @@ from ._column_selection import Selection, SubProblem, readings
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible
 from ._sensitivity_measure import clone
+from ._settings import check_settings
 from ._training import HeldAtZero, blamed, training_data
 
 log = logging.getLogger(__name__)
@@ -124,9 +125,7 @@ class Dcp:
             "momentum": (0 <= self.momentum < 1, "a number in [0, 1)"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "a number >= 0"),
         }
-        for name, (is_valid, wanted) in ranges.items():
-            if not is_valid:
-                raise MethodError(f"{name}={getattr(self, name)!r}: expected {wanted}.")
+        check_settings(self, ranges)
 
     def decide(self, problem: Problem) -> Decision:
         """Select stage by stage; the decision holds the trained model at full width.

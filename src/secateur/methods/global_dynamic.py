@@ -51,6 +51,7 @@ from ._channel_sides import Sides
 from ._filter_masks import FilterMasks, mask_gradient, maskable
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_counts
+from ._taking_part import check_optimizer, own_state
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,8 @@ class Masking(Attached):
     def after_backward(self, moment: Moment) -> None:
         """Take T of this step into the mean, and hold back the gradients of what is masked."""
         if not self.is_checked:
-            self._check(moment.optimizer)
+            check_optimizer("global_dynamic", moment, self.masks.readers)
+            self.is_checked = True
         with torch.no_grad():
             if not self.is_fixed:
                 self._take()
@@ -208,24 +210,14 @@ class Masking(Attached):
         Raises:
             MethodError: the state is of another method or of other groups.
         """
-        if state.get("method") != "global_dynamic" or state["widths"] != self.widths:
+        if own_state(state, "global_dynamic")["widths"] != self.widths:
             raise MethodError(
-                f"the state to go on from is of {state.get('method', 'another method')!r} with groups "
-                f"{sorted(state.get('widths', ()))[:4]}, and this run is of 'global_dynamic' with "
-                f"{sorted(self.widths)[:4]}: attach the same method to the same model, or start anew."
+                f"global_dynamic was given masks of {sorted(state['widths'])[:4]} to go on from, and this run has "
+                f"{sorted(self.widths)[:4]} in other widths or names: attach it to the same model, or start anew."
             )
         self.mean, self.step_count = state["mean"].clone(), state["step_count"]
         self.scores, self.kept, self.is_fixed = state["scores"], state["kept"], state["is_fixed"]
         self.masks.load(state["hidden"], self.kept)
-
-    def _check(self, optimizer: torch.optim.Optimizer) -> None:
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if odd := [name for name, parameter in self.masks.readers.items() if id(parameter) not in held]:
-            raise MethodError(
-                f"global_dynamic masks {odd[0]!r}, and the optimizer does not hold it: give the optimizer all "
-                "parameters, or leave that layer's inputs whole by protect=."
-            )
-        self.is_checked = True
 
     def _take(self) -> None:
         self.step_count += 1

@@ -44,6 +44,7 @@ from ..train.schedules import Recipe
 from ._attached import Attached, train_and_decide
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_counts
+from ._settings import check_settings
 from ._taking_part import check_optimizer, own_state
 from ._training import HeldAtZero
 from ._weight_pull import WeightPull, filters_of, laid_out, zero_filters_
@@ -121,9 +122,7 @@ class Greg:
             "small_enough": (self.small_enough > 1, "a number > 1"),
             "settle_steps": (self.settle_steps >= 0, "a whole number >= 0"),
         }
-        for name, (is_valid, wanted) in ranges.items():
-            if not is_valid:
-                raise MethodError(f"{name}={getattr(self, name)!r}: expected {wanted}.")
+        check_settings(self, ranges)
 
     def attach(self, problem: Problem) -> Attached:
         """Return what lets the penalty grow on filters of `problem.model`.

@@ -52,7 +52,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import MethodError
 from ..train.attachment import Moment
 from ..train.schedules import Recipe
 from ._attached import Attached, train_and_decide
@@ -61,6 +60,7 @@ from ._problem import Decision, Problem
 from ._rescale import check_rescaling, rescale_
 from ._scales import ScaleRun, folded, soft_threshold
 from ._scores import Allocation
+from ._settings import check_settings
 
 log = logging.getLogger(__name__)
 RECIPE = Recipe(
@@ -126,9 +126,7 @@ class IstaBn:
             "early_part": (0 <= self.early_part <= 1, "a fraction in [0, 1]"),
             "rescale": (0 < self.rescale <= 1, "a number in (0, 1]"),
         }
-        for name, (is_valid, wanted) in ranges.items():
-            if not is_valid:
-                raise MethodError(f"{name}={getattr(self, name)!r}: expected {wanted}.")
+        check_settings(self, ranges)
 
     def attach(self, problem: Problem) -> Attached:
         """Return the steps as an attachment; with `rescale` the model's weights are rescaled here.

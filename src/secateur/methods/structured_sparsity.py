@@ -50,6 +50,7 @@ from ..train.schedules import Recipe
 from ._attached import Attached, train_and_decide
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_counts
+from ._settings import check_settings
 from ._taking_part import check_optimizer, own_state
 from ._training import HeldAtZero
 from ._weight_pull import WeightPull, filters_of, zero_filters_
@@ -145,9 +146,7 @@ class StructuredSparsity:
             "update_steps": (self.update_steps >= 1, "a whole number >= 1"),
             "penalised": (0 < self.penalised <= 1, "a fraction in (0, 1]"),
         }
-        for name, (is_valid, wanted) in ranges.items():
-            if not is_valid:
-                raise MethodError(f"{name}={getattr(self, name)!r}: expected {wanted}.")
+        check_settings(self, ranges)
 
     def attach(self, problem: Problem) -> Attached:
         """Return what trains filters of `problem.model` to zero.

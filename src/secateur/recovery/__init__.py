@@ -1,1 +1,1 @@
-"""What happens after the cut: fold constants, re-estimate batch norm, fine-tune."""
+"""What happens after the cut: fold constants, re-fit consumers, re-estimate batch norm, fine-tune."""
