@@ -118,6 +118,15 @@ CATALOGUE: dict[str, Entry] = {
             brief={"heads": 1, "stage_epochs": 1, "channels_per_step": 4, "selection_batches": 1},
         ),
         Entry(
+            "depgraph_group_norm",
+            "DepgraphGroupNorm",
+            "automatic",
+            "Fang et al. 2023, DepGraph: Towards Any Structural Pruning, arXiv:2301.12900",
+            ("data", "labels", "training"),
+            "channels go whose weights training made small in all layers of their group",
+            brief={"recipe": {"epochs": 1}},
+        ),
+        Entry(
             "fpgm",
             "Fpgm",
             "predefined",
@@ -144,6 +153,16 @@ CATALOGUE: dict[str, Entry] = {
             ("data", "labels", "training"),
             "filters go on which an L2 penalty grew while training",
             brief={"growth": 0.5, "update_steps": 2, "settle_steps": 1, "recipe": {"epochs": 2}},
+        ),
+        Entry(
+            "group_fisher",
+            "GroupFisher",
+            "automatic",
+            "Liu et al. 2021, Group Fisher Pruning for Practical Network Compression, arXiv:2108.00708",
+            ("data", "labels", "training"),
+            "channels that matter least to the loss for the memory they take go one by one while training",
+            waives=("nested",),
+            brief={"interval": 2, "recipe": {"epochs": 2}},
         ),
         Entry(
             "hrank",

@@ -12,7 +12,7 @@ from secateur import Budget, Limits, mask, prune, shrink, trace
 from secateur.attach import attach
 from secateur.errors import BudgetError, MethodError
 from secateur.methods import GlobalDynamic, Problem
-from secateur.methods.global_dynamic import mask_gradient
+from secateur.methods._filter_masks import mask_gradient
 from secateur.train import Attachment, ClassificationTask, Moment, Recipe, fit
 
 from ..contract.cases import CASES
@@ -376,7 +376,7 @@ def test_what_no_weight_reads_is_refused_with_the_reason():
 def test_readers_that_do_not_train_leave_what_they_read_whole(caplog):
     model = masked_model()
     model.two.weight.requires_grad_(False)
-    with caplog.at_level(logging.INFO, logger=LOG):
+    with caplog.at_level(logging.INFO, logger="secateur.methods._filter_masks"):
         assert list(GlobalDynamic().attach(problem(model, 0.2)).widths) == ["two"]
     assert "one ('two.weight' does not train)" in caplog.text
 

@@ -8,9 +8,11 @@ from .bn_scale import BnScale as BnScale
 from .centripetal_sgd import CentripetalSgd as CentripetalSgd
 from .cfp import Cfp as Cfp
 from .dcp import Dcp as Dcp
+from .depgraph_group_norm import DepgraphGroupNorm as DepgraphGroupNorm
 from .fpgm import Fpgm as Fpgm
 from .global_dynamic import GlobalDynamic as GlobalDynamic
 from .greg import Greg as Greg
+from .group_fisher import GroupFisher as GroupFisher
 from .hrank import Hrank as Hrank
 from .influence import Influence as Influence
 from .ista_bn import IstaBn as IstaBn
@@ -33,9 +35,11 @@ __all__ = [
     "Cfp",
     "Dcp",
     "Decision",
+    "DepgraphGroupNorm",
     "Fpgm",
     "GlobalDynamic",
     "Greg",
+    "GroupFisher",
     "Hrank",
     "Influence",
     "IstaBn",

@@ -2,12 +2,65 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ._channel_sides import Place, Sides
+from ..errors import MethodError
+from ..graph.walk import parameters_of
+from ._channel_sides import Place, Sides, channel_sides
+from ._problem import Problem
+
+log = logging.getLogger(__name__)
+
+
+def mask_gradient(weight: Tensor, gradient: Tensor, axis: int) -> Tensor:
+    """Return dL/dm of a mask that multiplies a weight along one axis, whatever the mask is.
+
+    Source: Lin et al. 2018, the global discriminative function; its absolute value is T.
+
+    Args:
+        weight: W, not masked.
+        gradient: dL/d(m W), in the same shape.
+        axis: which axis the mask runs along.
+
+    Returns:
+        (length of the axis,) in float32 or better.
+
+    >>> mask_gradient(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.5], [-1.0, 0.5]]), axis=1).tolist()
+    [-2.0, 3.0]
+    """
+    product = weight * gradient
+    rest = [d for d in range(product.ndim) if d != axis]
+    dtype = torch.float32 if product.dtype in (torch.float16, torch.bfloat16) else product.dtype
+    return product.sum(dim=rest, dtype=dtype) if rest else product.to(dtype)
+
+
+def maskable(problem: Problem, names: Sequence[str], method: str) -> dict[str, Sides]:
+    """Return the groups that nothing but columns of trained weights reads.
+
+    Raises:
+        MethodError: there is none.
+    """
+    trained = {name for name, p in parameters_of(problem.model, shared=True).items() if p.requires_grad}
+    found, why = dict[str, Sides](), dict[str, str]()
+    for name, sides in channel_sides(problem.model, problem.graph, names).items():
+        fixed = [place.tensor for place in sides.readers if place.tensor not in trained]
+        if sides.obstacle or fixed or not sides.readers:
+            why[name] = sides.obstacle or (f"{fixed[0]!r} does not train" if fixed else "no weight reads them")
+        else:
+            found[name] = sides
+    if not found:
+        name = next(iter(why))
+        raise MethodError(
+            f"{method} can mask the channels of no group, e.g. of {name!r}: {why[name]}. Use a method that "
+            "scores weights, e.g. method='l1_filter'."
+        )
+    if why:
+        log.info("not masked, left whole: %s", "; ".join(f"{name} ({reason})" for name, reason in why.items()))
+    return found
 
 
 class FilterMasks:

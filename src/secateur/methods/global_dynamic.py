@@ -34,7 +34,7 @@ Where we differ, and why:
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +47,8 @@ from ..plan import Plan
 from ..train.attachment import Moment
 from ..train.schedules import Recipe
 from ._attached import Attached, train_and_decide
-from ._channel_sides import Sides, channel_sides
-from ._filter_masks import FilterMasks
+from ._channel_sides import Sides
+from ._filter_masks import FilterMasks, mask_gradient, maskable
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_counts
 from ._taking_part import check_optimizer, own_state
@@ -63,28 +63,6 @@ PAPER_RECIPE = Recipe(
     batch_size=32,
     source="Lin et al. 2018: VGG-16 on ImageNet, 30 epochs from 1e-3 and 20 with fixed masks; the steps are ours",
 )
-
-
-def mask_gradient(weight: Tensor, gradient: Tensor, axis: int) -> Tensor:
-    """Return dL/dm of a mask that multiplies a weight along one axis, whatever the mask is.
-
-    Source: Lin et al. 2018, the global discriminative function; its absolute value is T.
-
-    Args:
-        weight: W, not masked.
-        gradient: dL/d(m W), in the same shape.
-        axis: which axis the mask runs along.
-
-    Returns:
-        (length of the axis,) in float32 or better.
-
-    >>> mask_gradient(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.5], [-1.0, 0.5]]), axis=1).tolist()
-    [-2.0, 3.0]
-    """
-    product = weight * gradient
-    rest = [d for d in range(product.ndim) if d != axis]
-    dtype = torch.float32 if product.dtype in (torch.float16, torch.bfloat16) else product.dtype
-    return product.sum(dim=rest, dtype=dtype) if rest else product.to(dtype)
 
 
 @dataclass(frozen=True)
@@ -138,31 +116,10 @@ class GlobalDynamic:
         """
         names = eligible(problem, self.residual)
         problem.check_weights(names)
-        groups = _maskable(problem, names)
+        groups = maskable(problem, names, "global_dynamic")
         counts_for(problem, list(groups), "uniform")  # what cannot be reached is told before training
         fixed = None if self.allocation == "global" else counts_for(problem, list(groups), self.allocation)
         return Masking(problem, self, groups, fixed)
-
-
-def _maskable(problem: Problem, names: Sequence[str]) -> dict[str, Sides]:
-    """Return the groups that nothing but columns of trained weights reads."""
-    trained = {name for name, p in parameters_of(problem.model, shared=True).items() if p.requires_grad}
-    found, why = dict[str, Sides](), dict[str, str]()
-    for name, sides in channel_sides(problem.model, problem.graph, names).items():
-        fixed = [place.tensor for place in sides.readers if place.tensor not in trained]
-        if sides.obstacle or fixed or not sides.readers:
-            why[name] = sides.obstacle or (f"{fixed[0]!r} does not train" if fixed else "no weight reads them")
-        else:
-            found[name] = sides
-    if not found:
-        name = next(iter(why))
-        raise MethodError(
-            f"global_dynamic can mask the channels of no group, e.g. of {name!r}: {why[name]}. Use a method that "
-            "scores weights, e.g. method='l1_filter'."
-        )
-    if why:
-        log.info("not masked, left whole: %s", "; ".join(f"{name} ({reason})" for name, reason in why.items()))
-    return found
 
 
 class Masking(Attached):
