@@ -1,14 +1,15 @@
 """What methods that take part in training add to a step of ResNet-20, against the same step without them.
 
-    python -m benchmarks.training_overhead [--steps 12] [--warmup 3] [--threads 1] [--only NAME ...]
+    python -m benchmarks.training_overhead [--steps 24] [--warmup 3] [--threads 1] [--only NAME ...]
 
 Two copies of one network train side by side in one process, on the same batch of 128 random images of 3x32x32 in fp32
 with the recipe "cifar": one as it is, one with the method attached and called at the four points as our own loop does.
-Plain and attached steps take turns, and which of the two goes first does too. `ratio` is the median attached step over
-the median plain one; `points` is the median time inside the method's calls, over the median plain step, which other
-work on the machine disturbs less. `with_rare` adds to `ratio` what does not happen in every step, spread over the steps
-between: what is updated every so many steps, and the end of an epoch of 391 steps (50,000 images). `late_points` is
-`points` after the end of the last epoch, when filters are chosen or gone.
+Plain and attached steps take turns, and which of the two goes first does too. `ratio` is the median over pairs of the
+attached step by the plain one beside it, `cpu_ratio` the same of CPU seconds. `points` is the median time inside the
+method's calls by the median plain step, which other work on the machine disturbs less. `with_rare` adds to `ratio` what
+does not happen in every step, spread over the steps between: what is updated every so many steps, and the end of an
+epoch of 391 steps (50,000 images). `late_points` is `points` after the end of the last epoch, when filters are chosen
+or gone.
 """
 
 from __future__ import annotations
@@ -134,17 +135,18 @@ def attached_run(name: str, model: nn.Module, batch: tuple[Tensor, Tensor]) -> t
 
 
 def make_due(name: str, run: Run, method: Attached) -> None:
-    """Bring a run to the step whose end has an update."""
+    """Bring a run to the step whose end has an update; one step goes before, since a state taken up costs time too."""
     if name in UPDATES:
         period, counter = UPDATES[name]
-        run.step = period - 1
+        run.step = period - 2
         if counter is not None:
-            method.load_state_dict({**method.state_dict(), counter: period - 1})
+            method.load_state_dict({**method.state_dict(), counter: period - 2})
+        run.train()
 
 
-def spread(seconds: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
-    return {"median_ms": round(1e3 * middle, 2), "q1_ms": round(1e3 * low, 2), "q3_ms": round(1e3 * high, 2)}
+def spread(values: list[float], scale: float = 1.0) -> dict[str, float]:
+    low, middle, high = (round(scale * each, 4) for each in statistics.quantiles(values, n=4, method="inclusive"))
+    return {"median": middle, "q1": low, "q3": high}
 
 
 def measure(name: str, steps: int, warmup: int) -> dict[str, Any]:
@@ -169,54 +171,57 @@ def measure(name: str, steps: int, warmup: int) -> dict[str, Any]:
 
 
 def summary(times: dict[str, list[tuple[float, float]]], points: list[float]) -> dict[str, Any]:
-    wall = {side: [each for each, _ in own] for side, own in times.items()}
-    cpu = {side: statistics.median(each for _, each in own) for side, own in times.items()}
-    middle = {side: statistics.median(own) for side, own in wall.items()}
+    pairs = list(zip(times["plain"], times["attached"], strict=True))
     return {
-        "plain": spread(wall["plain"]),
-        "attached": spread(wall["attached"]),
-        "ratio": middle["attached"] / middle["plain"],
-        "cpu_ratio": cpu["attached"] / cpu["plain"],
-        "points": statistics.median(points) / middle["plain"],
-        "points_ms": spread(points),
+        "plain_ms": spread([wall for wall, _ in times["plain"]], 1e3),
+        "attached_ms": spread([wall for wall, _ in times["attached"]], 1e3),
+        "points_ms": spread(points, 1e3),
+        "ratio": spread([with_it[0] / without[0] for without, with_it in pairs]),
+        "cpu_ratio": spread([with_it[1] / without[1] for without, with_it in pairs]),
+        "points": statistics.median(points) / statistics.median(wall for wall, _ in times["plain"]),
     }
 
 
 def rare(name: str, run: Run, method: Attached, timed: Timed, points: list[float]) -> dict[str, Any]:
     """Time what does not happen in every step: an update, the end of an epoch, and steps after the last one."""
-    usual, found = statistics.median(points), {"update_ms": 0.0}
-    each_step = 0.0
+    update, period = 0.0, 1
     if name in UPDATES:
+        period = UPDATES[name][0]
         make_due(name, run, method)
+        timed.taken()
         run.train()
-        update = max(timed.taken() - usual, 0.0)
-        each_step += update / UPDATES[name][0]
-        found = {"update_ms": round(1e3 * update, 2), "update_steps": UPDATES[name][0]}
-        run.train()
+        run.train()  # what an update only marks is laid out here
+        update = max(timed.taken() - 2 * statistics.median(points), 0.0)
+    run.train()
     timed.taken()
     run.end_epoch(0)
     end = timed.taken()
     run.train()
     run.end_epoch(EPOCHS - 1)
+    run.train()
     late = []
-    for _ in range(4):
+    for _ in range(3):
         timed.taken()
         run.train()
         late.append(timed.taken())
-    return {**found, "epoch_end_ms": round(1e3 * end, 2), "rare_s": each_step + end / EPOCH_STEPS, "late": late[1:]}
+    return {"update_s": update, "update_steps": period, "epoch_end_s": end, "late_s": statistics.median(late)}
 
 
 def finished(row: dict[str, Any]) -> dict[str, Any]:
-    plain_s = row["plain"]["median_ms"] / 1e3
-    row["with_rare"] = row["ratio"] + row.pop("rare_s") / plain_s
-    row["late_points"] = statistics.median(row.pop("late")) / plain_s
+    """Set all in relation to the plain step."""
+    update, end, late, period = (row.pop(key) for key in ("update_s", "epoch_end_s", "late_s", "update_steps"))
+    plain = row["plain_ms"]["median"]
+    row |= {"update_ms": 1e3 * update, "update_steps": period} if row["name"] in UPDATES else {}
+    row |= {"epoch_end_ms": 1e3 * end, "late_points": 1e3 * late / plain}
+    row["rare"] = 1e3 * (update / period + end / EPOCH_STEPS) / plain
+    row["with_rare"] = row["ratio"]["median"] + row["rare"]
     row["goal_is_met"] = None if row["goal"] is None else row["with_rare"] <= row["goal"]
-    return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+    return {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=list(GOALS), choices=list(GOALS))
@@ -229,7 +234,7 @@ def main() -> None:
         rows.append(finished(measure(name, options.steps, options.warmup)))
         print(rows[-1], flush=True)
     setting = {"model": "resnet20", "batch": BATCH, "steps": options.steps, "warmup": options.warmup}
-    versions = {"threads": options.threads, "torch": torch.__version__}
+    versions = {"precision": "fp32", "threads": options.threads, "torch": torch.__version__}
     options.out.write_text(json.dumps({**setting, **versions, "rows": rows}, indent=1) + "\n")
 
 
