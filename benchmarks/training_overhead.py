@@ -9,7 +9,8 @@ attached step by the plain one beside it, `cpu_ratio` the same of CPU seconds. `
 method's calls by the median plain step, which other work on the machine disturbs less. `with_rare` adds to `ratio` what
 does not happen in every step, spread over the steps between: what is updated every so many steps, and the end of an
 epoch of 391 steps (50,000 images). `late_points` is `points` after the end of the last epoch, when filters are chosen
-or gone.
+or gone (those of greg still shrink). The row "nothing" is an attachment that does nothing: what its ratio is off 1 by
+is noise.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import copy
 import json
 import logging
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -29,8 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur import Budget, attach, trace
-from secateur.methods._attached import Attached
+from secateur import Budget, attach
 from secateur.models import resnet20
 from secateur.train.attachment import Attachment, Moment
 from secateur.train.schedules import recipe
@@ -39,6 +40,7 @@ from secateur.train.task import ClassificationTask
 BATCH, EPOCH_STEPS, EPOCHS = 128, 391, 10
 RESULTS = Path(__file__).with_name("results") / "training_overhead.json"
 GOALS = {
+    "nothing": None,
     "network_slimming": 1.05,
     "ista_bn": 1.05,
     "soft_filter": 1.05,
@@ -53,6 +55,10 @@ UPDATES: dict[str, tuple[int, str | None]] = {
     "global_dynamic": (500, None),
     "greg": (10, "step_count"),
 }
+
+
+class Nothing(Attachment):
+    """Does nothing."""
 
 
 class Timed(Attachment):
@@ -127,14 +133,15 @@ class Run:
             each.after_epoch(self.moment(epoch))
 
 
-def attached_run(name: str, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Run, Attached, Timed]:
-    graph = trace(model, batch[0][:1])
-    method = attach(model, batch[0][:1], method=name, budget=Budget(0.4, of="macs"), graph=graph)
+def attached_run(name: str, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Run, Attachment, Timed]:
+    method: Attachment = Nothing()
+    if name != "nothing":
+        method = attach(model, batch[0][:1], method=name, budget=Budget(0.4, of="macs"))
     timed = Timed(method)
     return Run(model, batch, (timed,)), method, timed
 
 
-def make_due(name: str, run: Run, method: Attached) -> None:
+def make_due(name: str, run: Run, method: Attachment) -> None:
     """Bring a run to the step whose end has an update; one step goes before, since a state taken up costs time too."""
     if name in UPDATES:
         period, counter = UPDATES[name]
@@ -182,7 +189,7 @@ def summary(times: dict[str, list[tuple[float, float]]], points: list[float]) ->
     }
 
 
-def rare(name: str, run: Run, method: Attached, timed: Timed, points: list[float]) -> dict[str, Any]:
+def rare(name: str, run: Run, method: Attachment, timed: Timed, points: list[float]) -> dict[str, Any]:
     """Time what does not happen in every step: an update, the end of an epoch, and steps after the last one."""
     update, period = 0.0, 1
     if name in UPDATES:
@@ -229,12 +236,13 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("secateur").setLevel(logging.ERROR)
     torch.set_num_threads(options.threads)
-    rows = []
+    rows, load = [], os.getloadavg()[0]
     for name in options.only:
         rows.append(finished(measure(name, options.steps, options.warmup)))
         print(rows[-1], flush=True)
     setting = {"model": "resnet20", "batch": BATCH, "steps": options.steps, "warmup": options.warmup}
-    versions = {"precision": "fp32", "threads": options.threads, "torch": torch.__version__}
+    versions: dict[str, Any] = {"precision": "fp32", "threads": options.threads, "torch": torch.__version__}
+    versions |= {"load_average": [round(each, 2) for each in (load, os.getloadavg()[0])]}
     options.out.write_text(json.dumps({**setting, **versions, "rows": rows}, indent=1) + "\n")
 
 
