@@ -74,7 +74,8 @@ class Timed(Attachment):
         return found
 
     def extra_loss(self, moment: Moment) -> Tensor | None:
-        return self._call(self.inner.extra_loss, moment)
+        loss: Tensor | None = self._call(self.inner.extra_loss, moment)
+        return loss
 
     def after_backward(self, moment: Moment) -> None:
         self._call(self.inner.after_backward, moment)
