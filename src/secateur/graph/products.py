@@ -77,6 +77,15 @@ class Product:
         """Whether every output reads one input channel, so that nothing is summed over channels."""
         return self.is_convolution and self.groups > 1 and self.source.shape[1] == self.groups
 
+    @property
+    def layout(self) -> dict[str, bool]:
+        """How the operation lays its weight out, as `secateur.train.watching.kernel_of` asks."""
+        return {
+            "transposed": self.is_convolution and bool(self.op.args[6]),
+            "is_convolution": self.is_convolution,
+            "is_weight_first": self.is_weight_first,
+        }
+
     def channels_of(self, graph: ChannelGraph, group: ChannelGroup) -> Array:
         """Return (groups, in-channels per group) which of a group's channels each column is, 0 to width - 1; -1 = none.
 

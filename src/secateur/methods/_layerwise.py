@@ -132,7 +132,7 @@ class LayerWise:
         for product in reading:
             view = weight_view(self.work, self.problem.graph, product)
             if view is not None:
-                kernel = kernel_of(view, product.groups, **_layout(product)).clone()
+                kernel = kernel_of(view, product.groups, **product.layout).clone()
                 found.setdefault((view.data_ptr(), tuple(view.shape)), ([], kernel))[0].append(product)
         return list(found.values())
 
@@ -141,15 +141,7 @@ class LayerWise:
         view = weight_view(self.work, self.problem.graph, product)
         assert view is not None
         with torch.no_grad():
-            write_kernel_(view, kernel, **_layout(product))
-
-
-def _layout(product: Product) -> dict[str, bool]:
-    return {
-        "transposed": product.is_convolution and bool(product.op.args[6]),
-        "is_convolution": product.is_convolution,
-        "is_weight_first": product.is_weight_first,
-    }
+            write_kernel_(view, kernel, **product.layout)
 
 
 class _Accumulated:
@@ -170,7 +162,7 @@ class _Accumulated:
         if is_cut and view is not None:
             index = kept_columns(product, graph, plan)
             self.channel = self.channel.gather(1, index)
-            full = kernel_of(view, product.groups, **_layout(product))
+            full = kernel_of(view, product.groups, **product.layout)
             is_whole = index.shape[1] == full.shape[2]
             self.kernel = (
                 full if is_whole else full.gather(2, index.to(full.device)[:, None].expand(-1, full.shape[1], -1))

@@ -16,16 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import MethodError, TrainingError
-from ..graph.products import CONVOLUTION, Site, Uses, factors_of
-from ..graph.tape import op_name, plain_kernels, set_training, state_names, tensors
+from ..graph.products import Site
+from ..graph.tape import plain_kernels, set_training, state_names
 from ..surgery.shrink import copy_with
 from ..train.batches import device_of, sample_count, to_device
 from ..train.randomness import Stream, same_loader_after, same_randomness_after
 from ..train.task import Task
-from ..train.watching import Seen
+from ..train.watching import ProductWatch, Seen
 
 
 def differentiable_copy(model: nn.Module) -> nn.Module:
@@ -174,31 +173,19 @@ def whole(seen: Seen) -> Seen:
     return dataclasses.replace(seen, args=args)
 
 
-class _Following(TorchDispatchMode):
+class _Following(ProductWatch):
     def __init__(self, names: dict[int, str], see: Mapping[Site, Callable[[Seen], None]]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.uses: Uses[int] = Uses(names)
+        super().__init__(names)
         self.see = see
         self.found: dict[Site, tuple[Seen, int]] = {}  # and the number of its autograd node
-        self.held: list[Tensor] = []  # tensors that are known by identity must outlive the pass
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         number = torch._C._autograd._get_sequence_nr() - 1
         out = func(*args, **(kwargs or {}))
-        if func.namespace == "prim":
-            return out
-        name = op_name(func)
-        factors = factors_of(name, args)
-        site = self.uses.site((id(factors[0]), id(factors[1]))) if factors is not None else None
-        if site is None:
-            results = tensors(out)
-            self.uses.follow([id(t) for t in tensors((args, kwargs))], [id(t) for t in results])
-            self.held += [t for t in results if id(t) in self.uses.names]
-        elif factors is not None and site[0] in self.see:
-            source, weight = (factor.detach() for factor in (factors[::-1] if site[1] else factors))
-            seen = Seen(site[0], args, source, weight, out.detach(), name == CONVOLUTION, site[1])
-            self.see[site[0]](seen)
-            self.found[site[0]] = seen, number
+        seen = self.seen(func, args, kwargs, out, self.see) if func.namespace != "prim" else None
+        if seen is not None:
+            self.see[seen.site](seen)
+            self.found[seen.site] = seen, number
         return out
 
 

@@ -191,18 +191,13 @@ class Refitting:
         moments = self.moments(uses, kept)
         if moments.rows < kept.shape[1]:
             log.warning("%s: %d rows for %d columns; the ridge decides", product.module, moments.rows, kept.shape[1])
-        layout = {
-            "transposed": product.is_convolution and bool(product.op.args[6]),
-            "is_convolution": product.is_convolution,
-            "is_weight_first": product.is_weight_first,
-        }
-        kernel = kernel_of(view, product.groups, **layout).clone()
+        kernel = kernel_of(view, product.groups, **product.layout).clone()
         index = kept[:, None, :].expand(-1, kernel.shape[1], -1).to(kernel.device)
         place = intercept_of(self.work, self.graph, product) if len(uses) == 1 else None
         old = kernel.gather(2, index)
         new, intercept = fitted_kernel(moments, old, ridge=self.how.ridge, has_intercept=place is not None)
         with torch.no_grad():
-            write_kernel_(view, kernel.scatter(2, index, new.to(kernel)), **layout)
+            write_kernel_(view, kernel.scatter(2, index, new.to(kernel)), **product.layout)
             if place is not None:
                 place[0].add_(place[1] * intercept.flatten().to(place[0]))
 

@@ -8,7 +8,7 @@ as far as needed, and is as before afterwards, also after an exception.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,33 +190,48 @@ class Sum:
     scale: Tensor | None
 
 
-class _Watch(TorchDispatchMode):
-    def __init__(self, names: dict[int, str], see: See, see_sum: SeeSum) -> None:
+class ProductWatch(TorchDispatchMode):
+    """Recognises products of an activation with a weight as they run."""
+
+    def __init__(self, names: dict[int, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.uses: Uses[int] = Uses(names)
-        self.see, self.see_sum, self.left = see, see_sum, set(see)
         self.held: list[Tensor] = []  # tensors that are known by identity must outlive the pass
+
+    def seen(self, func: Any, args: Any, kwargs: Any, out: Any, wanted: Container[Site]) -> Seen | None:
+        """Take an operation into account; return it if it is one of the wanted products."""
+        name = op_name(func)
+        factors = factors_of(name, args)
+        site = self.uses.site((id(factors[0]), id(factors[1]))) if factors is not None else None
+        if site is None or factors is None:
+            results = tensors(out)
+            self.uses.follow([id(t) for t in tensors((args, kwargs))], [id(t) for t in results])
+            self.held += [t for t in results if id(t) in self.uses.names]
+            return None
+        if site[0] not in wanted:
+            return None
+        source, weight = (factor.detach() for factor in (factors[::-1] if site[1] else factors))
+        return Seen(site[0], args, source, weight, out.detach(), name == CONVOLUTION, site[1])
+
+
+class _Watch(ProductWatch):
+    def __init__(self, names: dict[int, str], see: See, see_sum: SeeSum) -> None:
+        super().__init__(names)
+        self.see, self.see_sum, self.left = see, see_sum, set(see)
         self.tails: dict[int, tuple[Site, Tensor, Tensor | None]] = {}  # what became of a result on its way to a sum
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func.namespace == "prim":
             return out
-        name = op_name(func)
-        factors = factors_of(name, args)
-        site = self.uses.site((id(factors[0]), id(factors[1]))) if factors is not None else None
-        if site is None:
-            results = tensors(out)
-            self.uses.follow([id(t) for t in tensors((args, kwargs))], [id(t) for t in results])
-            self.held += [t for t in results if id(t) in self.uses.names]
-        elif factors is not None and site[0] in self.left:
-            source, weight = (factor.detach() for factor in (factors[::-1] if site[1] else factors))
-            self.left.discard(site[0])
-            self.see[site[0]](Seen(site[0], args, source, weight, out, name == CONVOLUTION, site[1]))
-            if site[0] in self.see_sum:
-                self._follow(out, (site[0], out, None))
+        found = self.seen(func, args, kwargs, out, self.left)
+        if found is not None:
+            self.left.discard(found.site)
+            self.see[found.site](found)
+            if found.site in self.see_sum:
+                self._follow(out, (found.site, out, None))
         if self.tails:
-            self._pass_on(name, args, out)
+            self._pass_on(op_name(func), args, out)
         if not self.left and not self.tails:
             raise _Enough
         return out
