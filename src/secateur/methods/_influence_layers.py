@@ -183,7 +183,7 @@ class Layer:
             alive: bool over channel numbers: True = stays.
             damping: as a multiple of the mean of A's diagonal.
         """
-        product, inputs, layout = self.product, self.reads.mean(), layout_of(self.product)
+        product, inputs, layout = self.product, self.reads.mean(), self.product.layout
         kernel = kernel_of(view, product.groups, **layout).double().cpu()
         if self.has_constant:
             kernel = torch.cat([kernel, kernel.new_zeros(*kernel.shape[:2], 1)], dim=-1)
@@ -201,15 +201,6 @@ class Layer:
         """Yield channels and the columns of the g-th block's kernel that they take."""
         for line in self.product.columns:
             yield from blocks_along(line[g], wanted, taps_of(self.product))
-
-
-def layout_of(product: Product) -> dict[str, bool]:
-    """Return how a product's weight is laid out, for `kernel_of` and `write_kernel_`."""
-    return {
-        "transposed": product.is_convolution and bool(product.op.args[6]),
-        "is_convolution": product.is_convolution,
-        "is_weight_first": product.is_weight_first,
-    }
 
 
 def with_constant(rows: Tensor) -> Tensor:

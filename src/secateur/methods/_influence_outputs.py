@@ -18,7 +18,7 @@ from ..graph.tape import Op, Ref
 from ..graph.walk import state_of
 from ..train.watching import kernel_of, write_kernel_
 from ._group_obs import block_scores, filter_obs_update
-from ._influence_layers import Layer, blocks_along, layout_of, out_lines, solved
+from ._influence_layers import Layer, blocks_along, out_lines, solved
 
 Array = np.ndarray[Any, Any]
 
@@ -147,7 +147,7 @@ class Gate:
         view = weight_view(model, graph, product)
         if view is None or (norm is not None and (norm.weight is None or norm.bias is None)):
             return False
-        layout = layout_of(product)
+        layout = product.layout
         kernel = kernel_of(view, product.groups, **layout).double().cpu()
         mixing = torch.stack([self._mixing(graph, g, alive, damping) for g in range(len(kernel))])
         write_kernel_(view, (mixing @ kernel).to(view), **layout)

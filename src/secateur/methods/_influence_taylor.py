@@ -15,7 +15,7 @@ from ..surgery.shrink import copy_with
 from ..train.batches import sample_count
 from ..train.watching import Seen, kernel_of, write_kernel_
 from ._curvature import twice_differentiable
-from ._influence_layers import Array, blocks_along, layout_of, reads
+from ._influence_layers import Array, blocks_along, reads
 from ._problem import Problem
 from ._pull_back import Pulled, batches, differentiable_copy, loss_of, pull_back, singles
 
@@ -143,7 +143,7 @@ class _Rays:
         for product, own, target in views:
             assert own is not None
             assert target is not None
-            kernel = kernel_of(own, product.groups, **layout_of(product))
+            kernel = kernel_of(own, product.groups, **product.layout)
             for g in range(len(kernel)):
                 for channels, index in _columns(product, g, wanted):
                     for channel, places in zip(channels.tolist(), index, strict=True):
@@ -155,7 +155,7 @@ class _Rays:
         for tensor in self._blank:
             tensor.zero_()
         for product, kernel, target, g, places in self._parts[channel]:
-            layout = layout_of(product)
+            layout = product.layout
             changed = kernel_of(target, product.groups, **layout).clone()
             changed[g][:, places] = kernel[g][:, places].to(changed)
             write_kernel_(target, changed, **layout)

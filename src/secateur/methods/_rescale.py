@@ -86,11 +86,6 @@ def _reading(graph: ChannelGraph, scales: Scales) -> list[tuple[Product, Tensor]
 
 
 def _divide_(view: Tensor, product: Product, columns: Tensor, factor: float) -> None:
-    layout = {
-        "transposed": product.is_convolution and bool(product.op.args[6]),
-        "is_convolution": product.is_convolution,
-        "is_weight_first": product.is_weight_first,
-    }
-    kernel = kernel_of(view, product.groups, **layout)
+    kernel = kernel_of(view, product.groups, **product.layout)
     by = (1 + (factor - 1) * columns.double()).repeat_interleave(taps_of(product), dim=1)[:, None, :]
-    write_kernel_(view, kernel / by.to(kernel), **layout)
+    write_kernel_(view, kernel / by.to(kernel), **product.layout)
