@@ -231,7 +231,8 @@ def own_loop(method: ShrinkFilters | str, folder: Path, *, resume: bool = False)
         step = saved["step"]
     for epoch in range(step // STEPS_PER_EPOCH, EPOCHS):
         for images, labels in Batches():
-            moment = Moment(model, optimizer, epoch, EPOCHS, step, optimizer.param_groups[0]["lr"])
+            lr = optimizer.param_groups[0]["lr"]
+            moment = Moment(model, optimizer, epoch, EPOCHS, step, lr, EPOCHS * STEPS_PER_EPOCH)
             optimizer.zero_grad()
             loss = F.cross_entropy(model(images), labels) + attached.extra_loss(moment)
             loss.backward()

@@ -15,6 +15,7 @@ from .dcp import Dcp as Dcp
 from .depgraph_group_norm import DepgraphGroupNorm as DepgraphGroupNorm
 from .fpgm import Fpgm as Fpgm
 from .global_dynamic import GlobalDynamic as GlobalDynamic
+from .gradual_magnitude import GradualMagnitude as GradualMagnitude
 from .greg import Greg as Greg
 from .group_fisher import GroupFisher as GroupFisher
 from .hrank import Hrank as Hrank
@@ -23,6 +24,7 @@ from .ista_bn import IstaBn as IstaBn
 from .l1_filter import L1Filter as L1Filter
 from .l2_filter import L2Filter as L2Filter
 from .lasso_channels import LassoChannels as LassoChannels
+from .lottery_ticket import LotteryTicket as LotteryTicket
 from .magnitude import Magnitude as Magnitude
 from .network_slimming import NetworkSlimming as NetworkSlimming
 from .nisp import Nisp as Nisp
@@ -44,6 +46,7 @@ __all__ = [
     "DepgraphGroupNorm",
     "Fpgm",
     "GlobalDynamic",
+    "GradualMagnitude",
     "Greg",
     "GroupFisher",
     "Hrank",
@@ -52,6 +55,7 @@ __all__ = [
     "L1Filter",
     "L2Filter",
     "LassoChannels",
+    "LotteryTicket",
     "Magnitude",
     "Method",
     "NetworkSlimming",
