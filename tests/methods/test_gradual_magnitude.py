@@ -56,7 +56,10 @@ def test_so_many_are_zero_after_each_update_and_none_goes_in_between():
     assert set(counts[19:]) == {1800}
 
 
-@pytest.mark.parametrize("scope", ["layer", "global", "row", {"0.weight": 0.9, "1.weight": 0.3, "2.weight": 0.7, "3.weight": 1}])
+UNEVEN = {"0.weight": 0.9, "1.weight": 0.3, "2.weight": 0.7, "3.weight": 1}
+
+
+@pytest.mark.parametrize("scope", ["layer", "global", "row", UNEVEN])
 def test_masks_are_nested_while_weights_are_frozen(scope):
     """Also among small layers, where the largest remainders of a growing total may shrink the share of one."""
     model = layers(3, 5, 7, 4, 9, 2)
