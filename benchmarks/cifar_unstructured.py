@@ -259,8 +259,9 @@ def main() -> None:
             "command": f"python -m benchmarks.cifar_unstructured --data {'digits' if is_digits else 'FOLDER'} "
             f"--removes {' '.join(f'{r:g}' for r in options.removes)} --epochs {options.epochs} --finetune "
             f"{options.finetune}",
-            "data": f"{bench.images.name}, {len(bench.images.test_labels)} test images; last epoch; before pruning after "
-            f"{options.epochs} epochs, else after {options.epochs + options.finetune} in all (lottery_ticket: more)",
+            "data": f"{bench.images.name}, {len(bench.images.test_labels)} test images; last epoch; before pruning "
+            f"after {options.epochs} epochs, else after {options.epochs + options.finetune} in all (lottery_ticket: "
+            "more)",
             "published": {} if is_digits else PUBLISHED,
         }
         for seed in options.seeds:
