@@ -3,6 +3,7 @@
 from ._problem import Decision as Decision
 from ._problem import Method as Method
 from ._problem import Problem as Problem
+from .amc import Amc as Amc
 from .aofp import Aofp as Aofp
 from .bn_scale import BnScale as BnScale
 from .centripetal_sgd import CentripetalSgd as CentripetalSgd
@@ -29,6 +30,7 @@ from .taylor import Taylor as Taylor
 from .thinet import ThiNet as ThiNet
 
 __all__ = [
+    "Amc",
     "Aofp",
     "BnScale",
     "CentripetalSgd",
