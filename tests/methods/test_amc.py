@@ -579,7 +579,7 @@ def test_digits_lose_less_than_two_points():
     from .attached_runs import lost_on_digits
 
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-    assert lost_on_digits(Amc(episodes=12, warmup_episodes=6, hidden=32)) < 0.02
+    assert lost_on_digits(Amc(episodes=8, warmup_episodes=4, hidden=32)) < 0.02
 
 
 def test_streams_can_be_left_whole():

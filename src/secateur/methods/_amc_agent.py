@@ -66,7 +66,7 @@ def truncated_normal(mean: float, deviation: float, uniform: float) -> float:
 class WholeEpisodes(ReplayBuffer):
     """Transitions of whole episodes, each with the reward of its episode; gives them less a moving average.
 
-    Source: He et al. 2018, section 3.3: R is the return of every step, and b, an exponential moving average of rewards,
+    Source: He et al. 2018, DDPG agent: R is the return of every step, and b, an exponential moving average of rewards,
     reduces the variance of the gradient.
     """
 

@@ -127,7 +127,7 @@ class Walk:
         It is rounded to whole channels (up to a multiple where widths are rounded). Where the walk is bounded and the
         groups after it could not make up for so many even at their least, it is the most for which they can.
 
-        Source: He et al. 2018, section 3.3 and algorithm 1, with exact counts in place of fractions.
+        Source: He et al. 2018, resource-constrained compression, with exact counts in place of fractions.
         """
         choices = self.choices[len(chosen)]
         wanted = max(1, round(keep * int(choices[-1])))
@@ -159,7 +159,7 @@ class Walk:
     def state(self, chosen: Sequence[int]) -> Array:
         """Return (11,) float32 what the agent is told before the next decision, each in [0, 1].
 
-        Source: He et al. 2018, section 3.1: t, n, c, h, w, stride, k, cost[t], reduced, rest, a[t-1]. The first eight
+        Source: He et al. 2018, state space: t, n, c, h, w, stride, k, cost[t], reduced, rest, a[t-1]. The first eight
         are scaled by their least and greatest over all layers; `reduced` is the fraction of the whole cost that is
         gone, `rest` the fraction in the layers after this one, a the fraction of the group before that stays.
         After the last decision it is of the last layer.

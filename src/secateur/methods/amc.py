@@ -1,17 +1,16 @@
 """AMC: an agent learns by trial how many channels each layer keeps, layer after layer, within the budget.
 
 Source: He, Lin, Liu, Wang, Li, Han, "AMC: AutoML for Model Compression and Acceleration on Mobile Devices", ECCV 2018,
-arXiv:1802.03494; hyper-parameters that the paper leaves open are those of its published code.
+arXiv:1802.03494, and its published code, from which the hyper-parameters are.
 
 Claim: reinforcement learning finds better widths for the layers of a network than rules made by hand, at the cost of
 evaluations without training.
 
-Equation: the state before layer t is (t, n, c, h, w, stride, k, cost[t], reduced, rest, a[t-1]), each in [0, 1] (1),
-for a kernel n x c x k x k that reads a map c x h x w. The action a[t] is the fraction of the c input channels that
-stays, at most what leaves the budget within reach when every later layer keeps its least (algorithm 1). All steps of an
-episode get its reward, R = -error (resource constrained), or -error * log(MACs) or -error * log(params) (accuracy
-guaranteed, section 3.4). The critic Q is fitted to R - b + Q(s[t+1], mu(s[t+1])) with b a moving average of rewards (2,
-3), and the actor mu to maximise Q.
+Equation: s[t] = (t, n, c, h, w, stride, k, cost[t], reduced, rest, a[t-1]), each in [0, 1], for a kernel n x c x k x k
+that reads a map c x h x w;
+a[t] = min(mu(s[t]) + noise, the most that leaves the budget within reach), the fraction of the c channels that stays;
+R = -error (resource constrained), -error * log(MACs) or -error * log(params) (accuracy guaranteed), for all t alike;
+Q(s[t], a[t]) is fitted to R - b + Q(s[t+1], mu(s[t+1])), b a moving average of R; mu maximises Q(s, mu(s)).
 
 Cost: one pass over the calibration samples, O(rows * D^2) per layer with D = input channels * taps, and D^2 numbers of
 memory each; then for each distinct candidate one solve per layer, O(D^3), and one evaluation of the cut network on the
@@ -73,7 +72,7 @@ REWARDS = ("error", "error_log_macs", "error_log_params")
 def reward_of(error: float, cost: float | None = None) -> float:
     """Return the reward of a candidate; higher is better.
 
-    Source: He et al. 2018, section 3.4: R_err = -error, R_FLOPs = -error log(MACs), R_Param = -error log(params).
+    Source: He et al. 2018, search protocols: R_err = -error, R_FLOPs = -error log(MACs), R_Param = -error log(params).
 
     Args:
         error: of the candidate, >= 0, e.g. 1 - accuracy.
@@ -128,12 +127,12 @@ class Amc:
     Attributes:
         reward: "error" keeps to the budget and asks for accuracy; "error_log_macs" and "error_log_params" weigh
             accuracy against MACs or parameters, with the budget as upper limit of what goes.
-        episodes: candidates to try; the paper has 400.
-        warmup_episodes: how many of them draw actions uniformly and learn nothing; the paper has 100.
-        keep_at_least: fraction of each group that always stays; 0.2 in the paper's experiments.
-        residual: "prune" (the paper), "projection" or "skip": what happens to residual streams.
+        episodes: candidates to try; 800 in the published code.
+        warmup_episodes: how many of them draw actions uniformly and learn nothing; 100 in the published code.
+        keep_at_least: fraction of each group that always stays; 0.2 in the published code.
+        residual: "prune" (the published code), "projection" or "skip": what happens to residual streams.
         validation_samples: labelled samples to measure candidates on, held out from the repair; 5000 of CIFAR-10's
-            training set in the paper, 3000 of ImageNet's.
+            training set in the published code, 3000 of ImageNet's.
         calibration_samples: samples to fit the repair on; 3000 in the published code.
         rows_per_sample: positions of each of them; 10 in the published code.
         ridge: pull of the repair towards the weights as they were, relative to the inputs' second moment.
