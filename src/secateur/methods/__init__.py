@@ -7,6 +7,7 @@ from ._weights import Pattern as Pattern
 from ._weights import WeightDecision as WeightDecision
 from ._weights import WeightMethod as WeightMethod
 from ._weights import WeightProblem as WeightProblem
+from .amc import Amc as Amc
 from .aofp import Aofp as Aofp
 from .bn_scale import BnScale as BnScale
 from .centripetal_sgd import CentripetalSgd as CentripetalSgd
@@ -35,6 +36,7 @@ from .taylor import Taylor as Taylor
 from .thinet import ThiNet as ThiNet
 
 __all__ = [
+    "Amc",
     "Aofp",
     "BnScale",
     "CentripetalSgd",
