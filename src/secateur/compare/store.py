@@ -39,6 +39,7 @@ COLUMNS = {
     "metric": "REAL",
     "metric_as_cut": "REAL",
     "metric_name": "TEXT",
+    "test_count": "INTEGER",
     "higher_is_better": "INTEGER",
     "macs": "INTEGER",
     "params": "INTEGER",
@@ -53,6 +54,16 @@ COLUMNS = {
     "error": "TEXT",
     "finished": "REAL",
 }
+DIRECT = (
+    "metric",
+    "metric_as_cut",
+    "test_count",
+    "removed",
+    "verification_error",
+    "epochs",
+    "train_macs",
+    "seconds",
+)
 DETAIL = ("history", "widths", "recipe", "warnings", "machine")  # kept as JSON, beside the columns
 
 
@@ -240,7 +251,16 @@ def _identity(job: Job) -> dict[str, Any]:
 
 def _columns(result: Mapping[str, Any]) -> dict[str, Any]:
     costs, before = result["costs"], result.get("costs_before", {})
-    direct = ("metric", "metric_as_cut", "removed", "verification_error", "epochs", "train_macs", "seconds")
+    direct = (
+        "metric",
+        "metric_as_cut",
+        "test_count",
+        "removed",
+        "verification_error",
+        "epochs",
+        "train_macs",
+        "seconds",
+    )
     return {
         **{name: result.get(name) for name in direct},
         "macs": costs["macs"],

@@ -88,6 +88,7 @@ def perform(job: Job, place: Place) -> dict[str, Any]:
         warnings.simplefilter("always")
         result = _Work(job, place, folder).run()
     result["seconds"] = round(time.perf_counter() - start, 3)
+    result["test_count"] = len(_data_of(str(job.model["data"])).test_labels)
     result["warnings"] = sorted({str(warning.message) for warning in told})
     result["machine"] = _machine()
     write_json(folder / RESULT, result)
