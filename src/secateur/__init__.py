@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .graph import trace as trace
     from .iterate import IterativeResult as IterativeResult
     from .iterate import prune_iteratively as prune_iteratively
+    from .methods import Watch as Watch
     from .methods.influence import data_influence as data_influence
     from .methods.sensitivity import SensitivityCurves as SensitivityCurves
     from .methods.sensitivity import sensitivity as sensitivity
@@ -45,6 +46,7 @@ _HOMES = {  # name -> the module that has it
     "PruneResult": "prune",
     "SensitivityCurves": "methods.sensitivity",
     "Verification": "surgery.verify",
+    "Watch": "methods",
     "attach": "attach",
     "data_influence": "methods.influence",
     "finetune": "recovery.finetune",
@@ -72,6 +74,7 @@ __all__ = [
     "PruneResult",
     "SensitivityCurves",
     "Verification",
+    "Watch",
     "attach",
     "data_influence",
     "finetune",

@@ -1,8 +1,11 @@
 """One file per paper. `secateur.catalogue` is the table of all of them."""
 
+from ._history import EpochView as EpochView
+from ._history import History as History
 from ._problem import Decision as Decision
 from ._problem import Method as Method
 from ._problem import Problem as Problem
+from ._watch import Watch as Watch
 from .aofp import Aofp as Aofp
 from .bn_scale import BnScale as BnScale
 from .centripetal_sgd import CentripetalSgd as CentripetalSgd
@@ -36,10 +39,12 @@ __all__ = [
     "Dcp",
     "Decision",
     "DepgraphGroupNorm",
+    "EpochView",
     "Fpgm",
     "GlobalDynamic",
     "Greg",
     "GroupFisher",
+    "History",
     "Hrank",
     "Influence",
     "IstaBn",
@@ -56,4 +61,5 @@ __all__ = [
     "StructuredSparsity",
     "Taylor",
     "ThiNet",
+    "Watch",
 ]

@@ -46,6 +46,7 @@ from ..errors import MethodError
 from ..train.attachment import Moment
 from ..train.schedules import Recipe
 from ._attached import Attached, train_and_decide
+from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, lowest, plan_from_counts
 from ._taking_part import check_optimizer, own_state
@@ -172,6 +173,12 @@ class _SoftFilters(Attached):
     def after_epoch(self, moment: Moment) -> None:
         """Zero the filters of smallest norm."""
         self._zero_(self._method.share((moment.epoch + 1) / moment.epoch_count))
+
+    def standing(self) -> Standing:
+        """Return the norms before the last zeroing; out are the filters that are zero."""
+        now = self._made_by.norms(self.model)
+        out = {name: int((own == 0).sum()) for name, own in now.items()}
+        return Standing(now if self._scores is None else self._scores, self._kept, out)
 
     def finish(self) -> Decision:
         """Choose by the norms before the last zeroing, or by those of now, and take what goes out of the model."""
