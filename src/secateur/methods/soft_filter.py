@@ -28,9 +28,10 @@ Where we differ, and why:
 - Biases and normalisations are not touched while training, as in the authors' code. What filters at zero still put out
   is a constant, which `finish` moves into the layers that read it, where they have something to take it up with. The
   authors drop these constants inside a block.
-- Filters are zeroed for the first time after the first epoch, as the paper's algorithm says. The authors' code does it
-  before training too; behind a new batch normalisation (beta = 0) and a ReLU such filters have neither gradient nor
-  momentum, and stay at zero for good.
+- Filters are zeroed for the first time after the first epoch: the paper's algorithm 1 trains an epoch and then zeroes,
+  in every round. The authors' code does it once before training too. We follow the paper, not only for its word: behind
+  a new batch normalisation (beta = 0) and a ReLU, filters that start at zero have neither gradient nor momentum, and
+  stay there for good.
 """
 
 from __future__ import annotations
