@@ -17,9 +17,9 @@ method left, trained for `--epochs` epochs from random weights. MACs are of one 
 saves by a smaller network is not turned into more epochs.
 
 Methods with the same widths and seed share one scratch run. Settings of methods that the schedule is too short for are
-scaled to it, as `settings` here and in the rows says; none was tuned on accuracy. Each seed has its own weights and data
-order. Accuracy is of all test images, after the last epoch. Each finished run is written at once, and the same command
-goes on where a killed one stopped.
+scaled to it, as `settings` here and in the rows says; none was tuned on accuracy. Each seed has its own weights and
+data order. Accuracy is of all test images, after the last epoch. Each finished run is written at once, and the same
+command goes on where a killed one stopped.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Share:
         return cls(before, rest - before, tuning)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bench:
     """A network, its data and one schedule."""
 
@@ -134,6 +134,11 @@ class Bench:
             train.fit(model, self.loader(seed), TASK, recipe, progress=False)
         return model
 
+    @functools.cache  # noqa: B019  # one bench per process, and few seeds
+    def base(self, seed: int, epochs: int) -> nn.Module:
+        """Return a network trained without a method; several methods start from the same one."""
+        return self.fitted(self.network(seed), seed, epochs)
+
     def tuned(self, model: nn.Module, seed: int, epochs: int) -> nn.Module:
         recipe = self.recipe.replace(seed=seed).finetuning(epochs)
         return finetune(model, self.loader(seed), TASK, recipe, progress=False)[0]
@@ -161,7 +166,7 @@ class Bench:
 
     def _prune(self, method: str, seed: int) -> tuple[dict[str, float], Plan]:
         share, loader = Share.of(method, self.epochs), self.loader(seed)
-        base = self.fitted(self.network(seed), seed, share.before)
+        base = copy.deepcopy(self.base(seed, share.before))
         budget = Budget(self.remove, "macs")
         problem = Problem(base, self.graph, budget, args=(self.example,), data=loader, task=TASK, seed=seed)
         own = self.settings(method)
