@@ -1,8 +1,11 @@
 """One file per paper. `secateur.catalogue` is the table of all of them."""
 
+from ._history import EpochView as EpochView
+from ._history import History as History
 from ._problem import Decision as Decision
 from ._problem import Method as Method
 from ._problem import Problem as Problem
+from ._watch import Watch as Watch
 from ._weights import Pattern as Pattern
 from ._weights import WeightDecision as WeightDecision
 from ._weights import WeightMethod as WeightMethod
@@ -44,10 +47,12 @@ __all__ = [
     "Dcp",
     "Decision",
     "DepgraphGroupNorm",
+    "EpochView",
     "Fpgm",
     "GlobalDynamic",
     "Greg",
     "GroupFisher",
+    "History",
     "Hrank",
     "Influence",
     "IstaBn",
@@ -67,6 +72,7 @@ __all__ = [
     "StructuredSparsity",
     "Taylor",
     "ThiNet",
+    "Watch",
     "WeightDecision",
     "WeightMethod",
     "WeightProblem",
