@@ -21,8 +21,8 @@ from secateur.catalogue import CATALOGUE, WAIVABLE, Entry
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
 MEASURED = [
-    ROOT / "benchmarks" / "results" / f"{name}_{what}.json"
-    for what in ("one_shot", "unstructured")
+    ROOT / "benchmarks" / "results" / f"{name}_{kind}.json"
+    for kind in ("one_shot", "training_time", "unstructured")
     for name in ("cifar", "digits")
 ]
 NOTE = "<!-- Written by scripts/write_reference.py; do not edit. -->"
@@ -30,6 +30,7 @@ PARTS = ("Source:", "Claim:", "Equation:", "Cost:", "Use it when", "Where we dif
 REPAIRS = ("none", "batchnorm", "refit", "refit+batchnorm", "finetune", "train", "scratch")
 CONTROLS = ("random", "random_weights")
 CALLS = {"channels": "prune", "weights": "sparsify"}
+BESIDE = ("dense", "l1_filter", "random")
 
 
 def methods_page() -> str:
@@ -85,7 +86,7 @@ def method_page(entry: Entry, *measured: Mapping[str, Any]) -> str:
         lines += ["## What it does not promise", ""]
         lines += [f"It does not promise that {'; nor that '.join(WAIVABLE[name] for name in entry.waives)}.", ""]
     lines += ["## Where we differ, and why", "", *_prose(parts["Where we differ, and why:"]), ""]
-    found = [line for one in measured for line in _measured(entry.name, one)]
+    found = [line for one in measured for line in (_trained if "epochs" in one else _measured)(entry.name, one)]
     lines += ["## What we measured", "", *found] if found else []
     lines += ["[All methods](../methods.md)", ""]
     return "\n".join(lines)
@@ -170,6 +171,29 @@ def _published(name: str, published: Mapping[str, Any]) -> list[str]:
     figures = ", ".join(f"{row['accuracy']:.2f} with {100 * row['remove']:g} % removed" for row in rows)
     source, whole = published["source"], f"{published['dense']:.2f} before"
     return [f"Published for {published['model']}: {figures}, {whole} ({source}).", ""]
+
+
+def _trained(name: str, measured: Mapping[str, Any]) -> list[str]:
+    """Return the section on runs of equal length, each with what stands beside it; nothing where there are none."""
+    rows = {row["method"]: row for row in measured.get("rows", ())}
+    if name not in rows:
+        return []
+    scratch = f"scratch:{name}"
+    said = {name: f"`{name}`", "dense": "whole network", scratch: "same widths, from scratch"}
+    shown = [key for key in dict.fromkeys((name, scratch, *BESIDE)) if key in rows]
+    removed = f"{100 * measured['remove']:g} % of the {_unit(measured['of'])}"
+    lines = [
+        f"Test accuracy in percent of {measured['model']} with {removed} removed: "
+        f"mean, standard deviation over seeds, and how many seeds. Every run has {measured['epochs']} epochs in all.",
+        "",
+        *_table(["run", "accuracy"], ([said.get(key, f"`{key}`"), _cell(rows[key])] for key in shown)),
+    ]
+    share, own = rows[name]["share"], rows[name].get("settings") or {}
+    parts = {"before": "without the method", "during": "with it", "tuning": "of fine-tuning"}
+    epochs = ", ".join(f"{share[key]} {text}" for key, text in parts.items() if share[key])
+    lines += ["", f"Epochs: {epochs}. Data: {measured['data']}. Made by `{measured['command']}`.", ""]
+    settings = ", ".join(f"`{key}={value!r}`" for key, value in own.items())
+    return [*lines, f"Settings besides the paper's: {settings}.", ""] if settings else lines
 
 
 def _cell(row: Mapping[str, Any]) -> str:

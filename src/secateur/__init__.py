@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .graph import trace as trace
     from .iterate import IterativeResult as IterativeResult
     from .iterate import prune_iteratively as prune_iteratively
+    from .methods import Watch as Watch
     from .methods.influence import data_influence as data_influence
     from .methods.sensitivity import SensitivityCurves as SensitivityCurves
     from .methods.sensitivity import sensitivity as sensitivity
@@ -52,6 +53,7 @@ _HOMES = {  # name -> the module that has it
     "SparseResult": "sparsify",
     "Verification": "surgery.verify",
     "WeightPlan": "weight_plan",
+    "Watch": "methods",
     "attach": "attach",
     "data_influence": "methods.influence",
     "finetune": "recovery.finetune",
@@ -82,6 +84,7 @@ __all__ = [
     "SensitivityCurves",
     "SparseResult",
     "Verification",
+    "Watch",
     "WeightPlan",
     "attach",
     "data_influence",

@@ -70,6 +70,16 @@ CATALOGUE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry(
+            "amc",
+            "Amc",
+            "automatic",
+            "He et al. 2018, AMC: AutoML for Model Compression and Acceleration on Mobile Devices, arXiv:1802.03494",
+            ("data", "labels"),
+            "an agent learns by trial how many channels each layer keeps; the smallest go",
+            waives=("nested",),
+            brief={"episodes": 3, "warmup_episodes": 1, "hidden": 16, "batch_size": 4},
+        ),
+        Entry(
             "aofp",
             "Aofp",
             "automatic",

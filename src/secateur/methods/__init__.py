@@ -1,12 +1,16 @@
 """One file per paper. `secateur.catalogue` is the table of all of them."""
 
+from ._history import EpochView as EpochView
+from ._history import History as History
 from ._problem import Decision as Decision
 from ._problem import Method as Method
 from ._problem import Problem as Problem
+from ._watch import Watch as Watch
 from ._weights import Pattern as Pattern
 from ._weights import WeightDecision as WeightDecision
 from ._weights import WeightMethod as WeightMethod
 from ._weights import WeightProblem as WeightProblem
+from .amc import Amc as Amc
 from .aofp import Aofp as Aofp
 from .bn_scale import BnScale as BnScale
 from .centripetal_sgd import CentripetalSgd as CentripetalSgd
@@ -37,6 +41,7 @@ from .taylor import Taylor as Taylor
 from .thinet import ThiNet as ThiNet
 
 __all__ = [
+    "Amc",
     "Aofp",
     "BnScale",
     "CentripetalSgd",
@@ -44,11 +49,13 @@ __all__ = [
     "Dcp",
     "Decision",
     "DepgraphGroupNorm",
+    "EpochView",
     "Fpgm",
     "GlobalDynamic",
     "GradualMagnitude",
     "Greg",
     "GroupFisher",
+    "History",
     "Hrank",
     "Influence",
     "IstaBn",
@@ -69,6 +76,7 @@ __all__ = [
     "StructuredSparsity",
     "Taylor",
     "ThiNet",
+    "Watch",
     "WeightDecision",
     "WeightMethod",
     "WeightProblem",

@@ -13,7 +13,7 @@ fraction p of its weights with the smallest |theta_T|; theta <- theta_k (weight 
 (learning-rate rewinding, fine-tuning); train again from epoch k. After r rounds the fraction (1 - p)^r is left.
 
 Cost: one training run per round, and with weight rewinding one before them: R = ceil(log(1 - s) / log(1 - p)) rounds to
-remove s. Memory: a copy of the weights of epoch k.
+remove s. Memory: copies of the first weights and of those of epoch k.
 
 Use it when accuracy matters more than training time, or to ask whether a mask alone carries what was learnt. With one
 round and fine-tuning it is one-shot magnitude pruning.
@@ -43,9 +43,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import MethodError
-from ..train.attachment import Attachment, Moment
 from ..train.held_zeros import HeldZeros
 from ..train.schedules import RECIPES, Recipe
+from ..train.snapshots import Snapshots
 from ..weight_plan import WeightPlan
 from ._sensitivity_measure import clone
 from ._stages import choose_part
@@ -151,9 +151,11 @@ class LotteryTicket:
         """Train the whole model where weights are rewound, and return those to rewind to."""
         if self.retrain != "rewind_weights":
             return None
-        seen = _WeightsOfEpoch(self.rewind_epoch, model if self.rewind_epoch == self.recipe.first_epoch else None)
-        train_(NAME, model, problem, self.recipe.replace(seed=problem.seed), [seen])
-        return seen.weights
+        # A snapshot is first taken after a forward pass, which has moved running statistics: the start is copied here.
+        start = clone(model).state_dict()
+        taken = Snapshots([self.rewind_epoch])
+        train_(NAME, model, problem, self.recipe.replace(seed=problem.seed), [taken])
+        return start if self.rewind_epoch == self.recipe.first_epoch else taken.states[self.rewind_epoch]
 
     def _remove(
         self, model: nn.Module, problem: WeightProblem, share: float, before: WeightPlan
@@ -170,24 +172,3 @@ class LotteryTicket:
         if self.retrain == "finetune":
             return self.recipe.finetuning(self.recipe.epochs - self.rewind_epoch).replace(seed=seed)
         return self.recipe.replace(first_epoch=self.rewind_epoch, seed=seed)
-
-
-class _WeightsOfEpoch(Attachment):
-    """Remembers the weights with which an epoch begins, on their device.
-
-    Attributes:
-        weights: the state of the model; empty before.
-    """
-
-    def __init__(self, epoch: int, model: nn.Module | None) -> None:
-        self.epoch = epoch
-        self.weights = {} if model is None else _copied(model)
-
-    def after_epoch(self, moment: Moment) -> None:
-        """Copy the weights where the next epoch is the one."""
-        if moment.epoch == self.epoch - 1:
-            self.weights = _copied(moment.model)
-
-
-def _copied(model: nn.Module) -> dict[str, Any]:
-    return {name: v.clone() if isinstance(v, Tensor) else v for name, v in model.state_dict().items()}
