@@ -133,7 +133,7 @@ def prune(
     problem = Problem(model, graph, budget, limits, example, named, data, task, seed)
     cut, small = _cut(problem, chosen, repairs)
     graph, plan = cut.graph, cut.decision.plan
-    if not plan.removed_count and budget.remove > 0:
+    if plan.is_empty and budget.remove > 0:
         warnings.warn(f"{budget}: nothing was removed.", NothingPruned, stacklevel=2)
     verification = _verified(cut.source, small, plan, example, named) if check else None
     wants_statistics = cut.decision.is_refitted if repairs is None else "batchnorm" in repairs

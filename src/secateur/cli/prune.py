@@ -119,7 +119,7 @@ def _run(run: Session, request: Request, tuning: Recipe | None, target: Path | N
     else:
         text, facts = _complete(run, request, model, result, tuning, target, facts)
         run.result(text, facts)
-    if not result.plan.removed_count and request.budget.remove > 0:
+    if result.plan.is_empty and request.budget.remove > 0:
         raise typer.Exit(NOTHING_REMOVED)
 
 
