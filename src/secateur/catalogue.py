@@ -262,6 +262,16 @@ CATALOGUE: dict[str, Entry] = {
             brief={"recipe": {"epochs": 2}},
         ),
         Entry(
+            "sparse_structure_selection",
+            "SparseStructureSelection",
+            "automatic",
+            "Huang, Wang 2018, Data-Driven Sparse Structure Selection for Deep Neural Networks, arXiv:1707.01213",
+            ("data", "labels", "training"),
+            "residual branches or channels go whose factors an accelerated proximal step in training makes smallest",
+            waives=("dead_first",),
+            brief={"structures": "channels", "penalty": 1.0, "recipe": {"epochs": 1, "lr": 0.01}},
+        ),
+        Entry(
             "structured_sparsity",
             "StructuredSparsity",
             "automatic",

@@ -24,6 +24,7 @@ from .nisp import Nisp as Nisp
 from .random import Random as Random
 from .sensitivity import Sensitivity as Sensitivity
 from .soft_filter import SoftFilter as SoftFilter
+from .sparse_structure_selection import SparseStructureSelection as SparseStructureSelection
 from .structured_sparsity import StructuredSparsity as StructuredSparsity
 from .taylor import Taylor as Taylor
 from .thinet import ThiNet as ThiNet
@@ -53,6 +54,7 @@ __all__ = [
     "Random",
     "Sensitivity",
     "SoftFilter",
+    "SparseStructureSelection",
     "StructuredSparsity",
     "Taylor",
     "ThiNet",
