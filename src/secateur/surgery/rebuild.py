@@ -113,7 +113,8 @@ def _by_first_name(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str,
     """Name what tied tensors are to hold as the model does first: of those left, another name may come first."""
     first = {id(tensor): name for name, tensor in state_of(model).items()}
     every = state_of(model, shared=True)
-    return {first[id(every[name])] if name in every else name: tensor for name, tensor in tensors.items()}
+    renamed = {first[id(every[name])]: tensor for name, tensor in tensors.items() if name in every}
+    return {**renamed, **tensors}
 
 
 def _take_out(small: nn.Module, path: str, settings: Mapping[str, Any]) -> None:
