@@ -187,11 +187,13 @@ def _cut(problem: Problem, method: Method, repairs: tuple[str, ...] | None) -> t
 def _repaired(problem: Problem, decision: Decision, repairs: tuple[str, ...] | None) -> nn.Module:
     """Return the full-width model to cut, after the repairs that come before the cut; None = the usual ones."""
     source = decision.model if decision.model is not None else problem.model
-    if not decision.plan.removed_count:
+    if decision.plan.is_empty:
         return source
     if repairs is not None and "fold" in repairs:
         source = fold_constants(source, problem.graph, decision.plan)
-    wants_refit = not decision.is_refitted if repairs is None else "refit" in repairs
+    wants_refit = (
+        decision.plan.removed_count > 0 and not decision.is_refitted if repairs is None else "refit" in repairs
+    )
     if wants_refit and problem.data is not None and problem.task is not None:
         source = refit(source, problem.graph, decision.plan, problem.data, problem.task, target=problem.model)
     return source

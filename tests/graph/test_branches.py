@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from secateur import Plan
 from secateur.graph import trace
 
 from .. import residual_models as models
@@ -143,3 +144,42 @@ def test_writing_in_place_through_a_view_counts_as_reading():
             return x + found
 
     assert trace(Written(), torch.zeros(1, 3, 4, 4)).branches == {}
+
+
+class Bottleneck(nn.Module):
+    """A pre-activation bottleneck of ResNet-50 v2, with the stride on its 3x3 convolution."""
+
+    def __init__(self, inputs: int, width: int, stride: int):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn3, self.conv3 = nn.BatchNorm2d(width), nn.Conv2d(width, 4 * width, 1, bias=False)
+        is_first = stride > 1 or inputs != 4 * width
+        self.project = nn.Conv2d(inputs, 4 * width, 1, stride, bias=False) if is_first else None
+
+    def forward(self, x):
+        active = self.bn1(x).relu()
+        out = self.conv3(self.bn3(self.conv2(self.bn2(self.conv1(active)).relu())).relu())
+        return out + (x if self.project is None else self.project(active))
+
+
+def resnet50_v2():
+    blocks, inputs = [], 64
+    for width, count, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+        for number in range(count):
+            blocks.append(Bottleneck(inputs, width, stride if number == 0 else 1))
+            inputs = 4 * width
+    stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    end = [nn.BatchNorm2d(2048), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000)]
+    return nn.Sequential(nn.Sequential(*stem), nn.Sequential(*blocks), nn.Sequential(*end))
+
+
+def test_resnet_41_of_the_paper_has_the_size_that_is_printed():
+    """Huang and Wang 2018: ResNet-50 without the blocks of its first stage has 25.3 M parameters and 3.47 G MACs."""
+    with torch.device("meta"):
+        model, example = resnet50_v2(), torch.zeros(1, 3, 224, 224)
+    graph = trace(model, example)
+    assert len(graph.branches) == 16
+    costs = graph.costs(Plan(removed_branches=("1.0", "1.1", "1.2")))
+    assert costs.params / 1e6 == pytest.approx(25.35, abs=0.005)
+    assert costs.macs / 1e9 == pytest.approx(3.473, abs=0.0005)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur import Budget, Limits, Plan, finetune, prune, shrink, trace, verify
+from secateur import Budget, Limits, Plan, finetune, prune, prune_iteratively, shrink, trace, verify
 from secateur.data import digits
 from secateur.errors import BudgetError, MethodError, NothingToPrune
 from secateur.methods import Problem, SparseStructureSelection
@@ -282,6 +282,45 @@ def test_states_of_others_are_refused():
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(MethodError, match=next(iter(settings))):
         SparseStructureSelection(**settings)
+
+
+class Fixed(nn.Module):
+    """A block whose code counts on the width inside its branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(5, 6), nn.Linear(6, 5)
+        self.other, self.head = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 5)), nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = x + self.two(self.one(x).view(len(x), 6))
+        return self.head(x + self.other(x))
+
+
+def test_a_branch_that_the_code_cannot_do_without_has_no_factor():
+    torch.manual_seed(0)
+    model, example = Fixed(), torch.randn(2, 5)
+    problem = Problem(model, trace(model, example), Budget(0.2, "macs"), args=(example,))
+    assert len(problem.graph.branches) == 2
+    assert list(SparseStructureSelection().attach(problem).structures.branches) == ["other"]
+
+
+def test_several_rounds_remove_several_branches():
+    model, example = models.made(models.norm_first)
+    method = SparseStructureSelection(penalty=0.1, recipe=RECIPE)
+    result = prune_iteratively(
+        *(model, example),
+        budget=Budget(0.45, "macs"),
+        method=method,
+        data=batches((6, 5)),
+        task=TASK,
+        steps=2,
+        recipe=RECIPE.replace(epochs=1),
+        progress=False,
+    )
+    assert len(result.plan.removed_branches) >= 2
+    assert result.after.macs <= 0.55 * result.before.macs
+    assert result.after.params == sum(p.numel() for p in result.model.parameters())
 
 
 def test_a_masked_model_is_what_was_cut_after_prune():

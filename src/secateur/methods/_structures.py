@@ -19,6 +19,7 @@ from ..errors import BudgetError
 from ..graph.branches import Branch, names_inside
 from ..graph.walk import parameters_of
 from ..plan import Plan
+from ..surgery.feasible import feasible_branches
 from ._channel_sides import Sides
 from ._filter_masks import mask_gradient
 from ._problem import Problem
@@ -221,6 +222,9 @@ def removable_branches(problem: Problem) -> tuple[dict[str, Branch], dict[str, s
             why[name] = "it is protected"
         else:
             found[name] = branch
+    for name, reason in feasible_branches(problem.model, problem.graph, list(found)).items():
+        why[name] = reason
+        del found[name]
     shared = [n for branch in found.values() for n in branch.switch]
     twice = {n for n in shared if shared.count(n) > 1}
     for name in [name for name, branch in found.items() if twice.intersection(branch.switch)]:
