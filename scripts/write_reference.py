@@ -1,7 +1,7 @@
 """Write docs/reference and the table of README.md from the catalogue, docstrings, measurements and exceptions.
 
 A test keeps the pages up to date. A method's page is its module's docstring part by part, the attributes of its class
-as a table of hyper-parameters, and what `benchmarks/results/*_one_shot.json` hold on it, if anything.
+as a table of hyper-parameters, and what `benchmarks/results/*_one_shot.json` and `*_training_time.json` hold on it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,17 @@ from secateur.catalogue import CATALOGUE, WAIVABLE, Entry
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
-MEASURED = [ROOT / "benchmarks" / "results" / f"{name}_one_shot.json" for name in ("cifar", "digits")]
+MEASURED = [
+    ROOT / "benchmarks" / "results" / f"{name}_{kind}.json"
+    for kind in ("one_shot", "training_time")
+    for name in ("cifar", "digits")
+]
 NOTE = "<!-- Written by scripts/write_reference.py; do not edit. -->"
 PARTS = ("Source:", "Claim:", "Equation:", "Cost:", "Use it when", "Where we differ, and why:")
 REPAIRS = ("none", "batchnorm", "refit", "refit+batchnorm", "finetune")
 CONTROL = "random"
+CALLS = {"channels": "prune", "weights": "sparsify"}
+BESIDE = ("dense", "l1_filter", CONTROL)
 
 
 def methods_page() -> str:
@@ -32,12 +38,14 @@ def methods_page() -> str:
     entries = _entries()
     lines = [NOTE, "# Methods", ""]
     lines += [
-        '`prune(..., method="NAME")`, or `method=` an object of the class with settings of your own. Each name leads to'
+        '`prune(..., method="NAME")` for channels, `sparsify(..., method="NAME")` for single weights, or `method=` an',
+        "object of the class with settings of your own. Each name leads to a page with source, claim, equation, cost,",
+        "hyper-parameters and differences from the paper.",
+        "",
     ]
-    lines += ["a page with source, claim, equation, cost, hyper-parameters and differences from the paper.", ""]
     lines += _table(
-        ["name", "family", "reads besides weights", "what goes"],
-        ([f"[`{e.name}`](methods/{e.name}.md)", e.family, _reads(e), e.summary] for e in entries),
+        ["name", "family", "removes", "reads besides weights", "what goes"],
+        ([f"[`{e.name}`](methods/{e.name}.md)", e.family, e.removes, _reads(e), e.summary] for e in entries),
     )
     lines += ["", "Every method keeps these promises, but for those that its page says it does not:", ""]
     lines += [f"- {text};" for text in WAIVABLE.values()]
@@ -64,7 +72,10 @@ def method_page(entry: Entry, *measured: Mapping[str, Any]) -> str:
     kind = getattr(module, entry.class_name)
     title, parts = docstring_parts(inspect.getdoc(module) or "", entry.name)
     lines = [NOTE, f"# {entry.name}", "", *_prose(title), ""]
-    lines += [f'`prune(..., method="{entry.name}")` or `secateur.methods.{entry.class_name}(...)`.', ""]
+    lines += [
+        f'`{CALLS[entry.removes]}(..., method="{entry.name}")` or `secateur.methods.{entry.class_name}(...)`.',
+        "",
+    ]
     lines += _table(["family", "reads besides weights", "what goes"], [[entry.family, _reads(entry), entry.summary]])
     lines += ["", "## Source", "", *_sentence(parts["Source:"]), "", "## Claim", "", *_sentence(parts["Claim:"]), ""]
     lines += ["## Equation", "", "```text", parts["Equation:"], "```", ""]
@@ -75,7 +86,7 @@ def method_page(entry: Entry, *measured: Mapping[str, Any]) -> str:
         lines += ["## What it does not promise", ""]
         lines += [f"It does not promise that {'; nor that '.join(WAIVABLE[name] for name in entry.waives)}.", ""]
     lines += ["## Where we differ, and why", "", *_prose(parts["Where we differ, and why:"]), ""]
-    found = [line for one in measured for line in _measured(entry.name, one)]
+    found = [line for one in measured for line in (_trained if "epochs" in one else _measured)(entry.name, one)]
     lines += ["## What we measured", "", *found] if found else []
     lines += ["[All methods](../methods.md)", ""]
     return "\n".join(lines)
@@ -83,8 +94,11 @@ def method_page(entry: Entry, *measured: Mapping[str, Any]) -> str:
 
 def readme_table() -> str:
     """Return the table of methods for README.md."""
-    rows = ([f"`{e.name}`", e.family, ", ".join(("weights", *e.needs)), e.summary, e.paper] for e in CATALOGUE.values())
-    return "\n".join(_table(["method", "family", "reads", "what goes", "paper"], rows))
+    rows = (
+        [f"`{e.name}`", e.family, e.removes, ", ".join(("weights", *e.needs)), e.summary, e.paper]
+        for e in CATALOGUE.values()
+    )
+    return "\n".join(_table(["method", "family", "removes", "reads", "what goes", "paper"], rows))
 
 
 def docstring_parts(text: str, name: str) -> tuple[str, dict[str, str]]:
@@ -146,6 +160,29 @@ def _measured(name: str, measured: Mapping[str, Any]) -> list[str]:
     settings = next((row["settings"] for row in rows if row["method"] == name and row.get("settings")), {})
     said = ", ".join(f"`{key}={value!r}`" for key, value in settings.items())
     return [*lines, f"Settings besides those that all methods share there: {said}.", ""] if said else lines
+
+
+def _trained(name: str, measured: Mapping[str, Any]) -> list[str]:
+    """Return the section on runs of equal length, each with what stands beside it; nothing where there are none."""
+    rows = {row["method"]: row for row in measured.get("rows", ())}
+    if name not in rows:
+        return []
+    scratch = f"scratch:{name}"
+    said = {name: f"`{name}`", "dense": "whole network", scratch: "same widths, from scratch"}
+    shown = [key for key in dict.fromkeys((name, scratch, *BESIDE)) if key in rows]
+    removed = f"{100 * measured['remove']:g} % of the {_unit(measured['of'])}"
+    lines = [
+        f"Test accuracy in percent of {measured['model']} with {removed} removed: "
+        f"mean, standard deviation over seeds, and how many seeds. Every run has {measured['epochs']} epochs in all.",
+        "",
+        *_table(["run", "accuracy"], ([said.get(key, f"`{key}`"), _cell(rows[key])] for key in shown)),
+    ]
+    share, own = rows[name]["share"], rows[name].get("settings") or {}
+    parts = {"before": "without the method", "during": "with it", "tuning": "of fine-tuning"}
+    epochs = ", ".join(f"{share[key]} {text}" for key, text in parts.items() if share[key])
+    lines += ["", f"Epochs: {epochs}. Data: {measured['data']}. Made by `{measured['command']}`.", ""]
+    settings = ", ".join(f"`{key}={value!r}`" for key, value in own.items())
+    return [*lines, f"Settings besides the paper's: {settings}.", ""] if settings else lines
 
 
 def _cell(row: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from .catalogue import find
 from .errors import BudgetError, MethodError, NothingPruned, SurgeryError, VerificationError
 from .graph.costs import Costs
 from .graph.groups import ChannelGraph, as_args, trace
+from .methods._attached import TrainingMethod
 from .methods._problem import Decision, Method, Problem
 from .plan import Plan
 from .recovery.batchnorm import reestimate_batchnorm_
@@ -26,6 +27,7 @@ from .surgery.feasible import feasible
 from .surgery.shrink import check_model, shrink
 from .surgery.verify import Verification, verify
 from .train.task import Task
+from .train.tracking import Tracking
 
 log = logging.getLogger(__name__)
 REPAIRS = ("fold", "refit", "batchnorm")
@@ -89,6 +91,7 @@ def prune(
     seed: int = 0,
     check: bool = True,
     graph: ChannelGraph | None = None,
+    tracking: Tracking | None = None,
 ) -> PruneResult:
     """Remove channels from a model and return a smaller one that computes what the masked one computes.
 
@@ -111,6 +114,7 @@ def prune(
         seed: makes random choices repeatable.
         check: verify the result in float64 and refuse a wrong one.
         graph: the model's graph, if you have it.
+        tracking: where to show, after each epoch, how a method that takes part in training gets on.
 
     Returns:
         The smaller model, in the training mode of `model`, with plan, costs and verification.
@@ -126,11 +130,15 @@ def prune(
     """
     limits = _limits(limits, protect, min_keep, round_to)
     chosen = _method(method)
+    if tracking is not None and not isinstance(chosen, TrainingMethod):
+        raise MethodError(
+            f"tracking={tracking}: {type(chosen).__name__} takes no part in training, so there is nothing to show."
+        )
     repairs = _repairs(repair, data, task)
     example, named = as_args(args), dict(kwargs or {})
     graph = graph if graph is not None else trace(model, example, named)
     _check_model(model, graph, check=check)
-    problem = Problem(model, graph, budget, limits, example, named, data, task, seed)
+    problem = Problem(model, graph, budget, limits, example, named, data, task, seed, tracking)
     cut, small = _cut(problem, chosen, repairs)
     graph, plan = cut.graph, cut.decision.plan
     if plan.is_empty and budget.remove > 0:
@@ -208,7 +216,10 @@ def _limits(limits: Limits | None, protect: Sequence[str], min_keep: int, round_
 
 def _method(method: str | Method) -> Method:
     if isinstance(method, str):
-        return find(method).make()
+        entry = find(method)
+        if entry.removes != "channels":
+            raise MethodError(f"method={method!r} removes single weights, not channels: call secateur.sparsify.")
+        return _method(entry.make())
     if isinstance(method, type) or not isinstance(method, Method):
         raise MethodError(f"method={method!r}: expected a name from the catalogue or a method such as L1Filter().")
     return method

@@ -1,8 +1,16 @@
 """One file per paper. `secateur.catalogue` is the table of all of them."""
 
+from ._history import EpochView as EpochView
+from ._history import History as History
 from ._problem import Decision as Decision
 from ._problem import Method as Method
 from ._problem import Problem as Problem
+from ._watch import Watch as Watch
+from ._weights import Pattern as Pattern
+from ._weights import WeightDecision as WeightDecision
+from ._weights import WeightMethod as WeightMethod
+from ._weights import WeightProblem as WeightProblem
+from .amc import Amc as Amc
 from .aofp import Aofp as Aofp
 from .bn_scale import BnScale as BnScale
 from .centripetal_sgd import CentripetalSgd as CentripetalSgd
@@ -19,9 +27,11 @@ from .ista_bn import IstaBn as IstaBn
 from .l1_filter import L1Filter as L1Filter
 from .l2_filter import L2Filter as L2Filter
 from .lasso_channels import LassoChannels as LassoChannels
+from .magnitude import Magnitude as Magnitude
 from .network_slimming import NetworkSlimming as NetworkSlimming
 from .nisp import Nisp as Nisp
 from .random import Random as Random
+from .random_weights import RandomWeights as RandomWeights
 from .sensitivity import Sensitivity as Sensitivity
 from .soft_filter import SoftFilter as SoftFilter
 from .sparse_structure_selection import SparseStructureSelection as SparseStructureSelection
@@ -30,6 +40,7 @@ from .taylor import Taylor as Taylor
 from .thinet import ThiNet as ThiNet
 
 __all__ = [
+    "Amc",
     "Aofp",
     "BnScale",
     "CentripetalSgd",
@@ -37,25 +48,34 @@ __all__ = [
     "Dcp",
     "Decision",
     "DepgraphGroupNorm",
+    "EpochView",
     "Fpgm",
     "GlobalDynamic",
     "Greg",
     "GroupFisher",
+    "History",
     "Hrank",
     "Influence",
     "IstaBn",
     "L1Filter",
     "L2Filter",
     "LassoChannels",
+    "Magnitude",
     "Method",
     "NetworkSlimming",
     "Nisp",
+    "Pattern",
     "Problem",
     "Random",
+    "RandomWeights",
     "Sensitivity",
     "SoftFilter",
     "SparseStructureSelection",
     "StructuredSparsity",
     "Taylor",
     "ThiNet",
+    "Watch",
+    "WeightDecision",
+    "WeightMethod",
+    "WeightProblem",
 ]

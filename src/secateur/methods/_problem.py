@@ -9,12 +9,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from ..budget import Budget, Limits
+from ..budget import MEASURES, WEIGHTS, Budget, Limits
 from ..errors import BudgetError, MethodError, NothingToPrune
 from ..graph.groups import ChannelGraph
 from ..graph.walk import buffers_of, parameters_of
 from ..plan import Plan
 from ..train.task import Task
+from ..train.tracking import Tracking
+from ._history import History
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,10 @@ class Problem:
         data: batches for methods that need data; re-iterable.
         task: how to read a batch; needed with `data`.
         seed: makes everything random repeatable.
+        tracking: where a method that takes part in training shows how it goes.
 
     Raises:
-        BudgetError: the budget is no `Budget`.
+        BudgetError: the budget is no `Budget`, or counts single weights.
     """
 
     model: nn.Module
@@ -45,10 +48,16 @@ class Problem:
     data: Iterable[Any] | None = None
     task: Task | None = None
     seed: int = 0
+    tracking: Tracking | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.budget, Budget):
             raise BudgetError(f"budget={self.budget!r}: expected Budget(remove=0.5, of='macs') or the like.")
+        if self.budget.of == WEIGHTS:
+            raise BudgetError(
+                f"{self.budget}: channels go here, and no single weights: expected of= one of {', '.join(MEASURES)}. "
+                "For single weights call secateur.sparsify."
+            )
 
     def free_groups(self) -> list[str]:
         """Names of the groups that may lose channels: not protected, wide enough for the limits.
@@ -101,12 +110,14 @@ class Decision:
         scores: group -> (width,) score per channel, higher = keep, where the method has scores.
         is_refitted: the weights that stay already make up for what goes, since the paper re-fits or trains them:
             `prune` does not re-fit them again unless asked to.
+        history: where channels stood after each epoch, of a method that took part in training.
     """
 
     plan: Plan
     model: nn.Module | None = None
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
     is_refitted: bool = False
+    history: History | None = None
 
 
 @runtime_checkable

@@ -18,8 +18,9 @@ from ..plan import Plan
 from ..recovery.fold import fold_constants
 from ..surgery.mask import mask
 from ..train.attachment import Moment
-from ._attached import Attached
+from ._attached import Attached, counts_now
 from ._filters import positions_in
+from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_scores
 
@@ -193,6 +194,13 @@ class ScaleRun(Attached):
                 )
             self._checked = moment.optimizer
         return gains
+
+    def standing(self) -> Standing:
+        """Return the sizes of gains; out are those that a penalty has brought down to (nearly) zero."""
+        scores = self.scales.magnitudes(self.model)
+        small = SMALL * max(float(own.max()) for own in scores.values())
+        out = {name: int((own <= small).sum()) for name, own in scores.items()}
+        return Standing(scores, counts_now(self.problem, self.method.allocation, scores), out)
 
     def finish(self) -> Decision:
         """Rank the channels by the mean size of their gains and meet the budget exactly; the model stays as it is.

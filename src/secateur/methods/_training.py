@@ -19,6 +19,7 @@ from ..train.loop import fit
 from ..train.randomness import same_loader_after, same_randomness_after
 from ..train.schedules import Recipe
 from ..train.task import Task
+from ..train.tracking import Tracking
 from ._problem import Problem
 from ._sensitivity_measure import clone
 
@@ -49,6 +50,8 @@ def train_(
     problem: Problem,
     recipe: Recipe,
     attachments: Sequence[Attachment] = (),
+    *,
+    tracking: Tracking | None = None,
 ) -> None:
     """Train a working copy IN PLACE by the package's own loop.
 
@@ -57,7 +60,7 @@ def train_(
     """
     data, task = training_data(problem, method)
     with blamed(method, problem):
-        fit(model, data, task, recipe, attachments=attachments, progress=False)
+        fit(model, data, task, recipe, attachments=attachments, progress=False, tracking=tracking)
 
 
 @contextmanager

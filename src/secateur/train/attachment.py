@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,6 +57,13 @@ class Attachment(Protocol):
     def after_epoch(self, moment: Moment) -> None:
         """Look at or change the weights at the end of an epoch, before it is evaluated and saved."""
         return None
+
+    def measurements(self) -> Mapping[str, float | Tensor]:
+        """Return what to show of the epoch that ended: numbers, and tensors for the distribution of their elements.
+
+        Asked for after `after_epoch`, and only where a run is tracked.
+        """
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is remembered between calls."""
