@@ -333,6 +333,18 @@ CATALOGUE: dict[str, Entry] = {
             brief={"update_steps": 2, "recipe": {"epochs": 2}},
         ),
         Entry(
+            "synflow",
+            "Synflow",
+            "unstructured",
+            "Tanaka et al. 2020, Pruning neural networks without any data by iteratively conserving synaptic flow, "
+            "arXiv:2006.05467",
+            (),
+            "weights on the weakest paths go, round by round and without data",
+            waives=("nested",),
+            brief={"rounds": 5},
+            removes="weights",
+        ),
+        Entry(
             "taylor",
             "Taylor",
             "automatic",

@@ -36,6 +36,7 @@ from .sensitivity import Sensitivity as Sensitivity
 from .snip import Snip as Snip
 from .soft_filter import SoftFilter as SoftFilter
 from .structured_sparsity import StructuredSparsity as StructuredSparsity
+from .synflow import Synflow as Synflow
 from .taylor import Taylor as Taylor
 from .thinet import ThiNet as ThiNet
 
@@ -72,6 +73,7 @@ __all__ = [
     "Snip",
     "SoftFilter",
     "StructuredSparsity",
+    "Synflow",
     "Taylor",
     "ThiNet",
     "WeightDecision",
