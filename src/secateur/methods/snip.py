@@ -39,7 +39,7 @@ from ..errors import MethodError
 from ._fresh import variance_scaled
 from ._gradients import Gradients, each_gradient
 from ._settings import check_settings
-from ._weight_choice import Scope, check_scope, choose
+from ._weight_choice import Scope, check_scope, choose, zeros_lowest
 from ._weights import Weight, WeightDecision, WeightProblem
 
 
@@ -60,16 +60,6 @@ def connection_sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
     [1.0, 3.0]
     """
     return (weight.detach().double() * gradient.double()).abs()
-
-
-def zeros_last(weight: Tensor, scores: Tensor) -> Tensor:
-    """Return scores >= 0 with -1 for weights that are zero already, so that they go first.
-
-    >>> import torch
-    >>> zeros_last(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 0.0])).tolist()
-    [-1.0, 0.0]
-    """
-    return scores.masked_fill(weight.detach() == 0, -1.0)
 
 
 @dataclass(frozen=True)
@@ -139,4 +129,4 @@ class Snip:
                 "snip: the gradient of every weight that can go is zero on these batches, so nothing can be ranked. Is "
                 "the task's loss that of this model, and are units of it alive?"
             )
-        return {weight.name: zeros_last(weight.tensor, found[weight.name] / total) for weight in weights}
+        return {weight.name: zeros_lowest(weight.tensor, found[weight.name] / total) for weight in weights}

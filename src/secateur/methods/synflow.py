@@ -45,9 +45,8 @@ from ..budget import WEIGHTS, Budget
 from ..errors import MethodError
 from ._flow import SynapticFlow
 from ._settings import check_settings
-from ._weight_choice import LayerKeptAlive, Scope, check_scope, choose
+from ._weight_choice import LayerKeptAlive, Scope, check_scope, choose, zeros_lowest
 from ._weights import Weight, WeightDecision, WeightProblem
-from .snip import zeros_last
 
 log = logging.getLogger(__name__)
 
@@ -124,4 +123,4 @@ def _scores(flow: SynapticFlow, weights: Sequence[Weight], kept: dict[str, Tenso
     if strength == 0:
         return None
     alive = {w.name: w.tensor.detach() * kept[w.name].to(w.tensor.device) if kept else w.tensor for w in weights}
-    return {name: zeros_last(alive[name], scores) for name, scores in found.items()}
+    return {name: zeros_lowest(alive[name], scores) for name, scores in found.items()}
