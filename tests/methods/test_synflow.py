@@ -268,6 +268,22 @@ def test_computed_weights_are_followed():
     assert float(scores["1.weight"].sum()) == pytest.approx(total)
 
 
+def test_layouts_and_masks_made_on_the_way_are_no_matter():
+    """A pooled channels-last map is given other strides, and a mask of another shape is made of an activation."""
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.pool, self.head = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.pool(self.conv(x).contiguous(memory_format=torch.channels_last)).flatten(1)
+            return self.head(x + x.new_zeros(4)) + x.new_ones(1)
+
+    scores, total = flow(randomised(Pooled()), torch.zeros(2, 3, 6, 6))
+    assert [float(s.sum()) for s in scores.values()] == pytest.approx([total, total])
+
+
 def test_weights_that_are_zero_go_first():
     model = chain()
     with torch.no_grad():

@@ -16,7 +16,7 @@ from ..graph.tape import ModuleWatch, map_tensors, op_name, plain_kernels, set_t
 from ..surgery.shrink import cut_copy
 from ..train.batches import device_of
 from ..train.randomness import same_randomness_after
-from ._flow_rules import FLOW_RULES, WITHOUT, Flow
+from ._flow_rules import FLOW_RULES, MADE_ANEW, WITHOUT, Flow
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +152,8 @@ class _Run:
         name = op_name(step.func)
         if any(id(t) in self.lost for t in inputs):
             raise _unknown(name, step, "reads what was written into in part")
+        if name in MADE_ANEW:
+            return
         if any(id(t) in self.flows for t in inputs):
             self._follow(name, step)
         elif name == "embedding" and id(step.args[1]) in self.given:

@@ -23,6 +23,9 @@ class Flow:
 
 FlowRule = Callable[..., Any]  # (operation, its arguments with `Flow` for activations) -> its results, likewise
 FLOW_RULES: dict[str, FlowRule] = {}
+MADE_ANEW = frozenset(
+    "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty".split()
+)
 WITHOUT = ("dtype", "layout", "device", "pin_memory")
 
 
@@ -79,7 +82,7 @@ def passes(_: Any, x: Flow, *__: Any, **___: Any) -> Flow:
     return x
 
 
-@flow_rule("rsqrt", "reciprocal", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones")
+@flow_rule("rsqrt", "reciprocal")
 def is_a_scale(_: Any, x: Flow, *__: Any, **___: Any) -> Tensor:
     """Return 1: what normalises an activation is no path."""
     return torch.ones_like(x.value)
@@ -89,6 +92,12 @@ def is_a_scale(_: Any, x: Flow, *__: Any, **___: Any) -> Tensor:
 def reshaped(_: Any, x: Flow, shape: Sequence[int], *__: Any) -> Flow:
     """Give it another shape, however it lies in memory."""
     return Flow(x.value.reshape(tuple(shape)))
+
+
+@flow_rule("as_strided")
+def strided(_: Any, x: Flow, shape: Sequence[int], *__: Any) -> Any:
+    """Lie otherwise in memory; what picks elements by their place there is not followed."""
+    return x if tuple(shape) == tuple(x.value.shape) else None
 
 
 @flow_rule(
