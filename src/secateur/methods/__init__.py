@@ -17,8 +17,11 @@ from .centripetal_sgd import CentripetalSgd as CentripetalSgd
 from .cfp import Cfp as Cfp
 from .dcp import Dcp as Dcp
 from .depgraph_group_norm import DepgraphGroupNorm as DepgraphGroupNorm
+from .erk import Erk as Erk
+from .erk import erk_scope as erk_scope
 from .fpgm import Fpgm as Fpgm
 from .global_dynamic import GlobalDynamic as GlobalDynamic
+from .grasp import Grasp as Grasp
 from .greg import Greg as Greg
 from .group_fisher import GroupFisher as GroupFisher
 from .hrank import Hrank as Hrank
@@ -26,6 +29,7 @@ from .influence import Influence as Influence
 from .ista_bn import IstaBn as IstaBn
 from .l1_filter import L1Filter as L1Filter
 from .l2_filter import L2Filter as L2Filter
+from .lamp import Lamp as Lamp
 from .lasso_channels import LassoChannels as LassoChannels
 from .magnitude import Magnitude as Magnitude
 from .network_slimming import NetworkSlimming as NetworkSlimming
@@ -33,9 +37,11 @@ from .nisp import Nisp as Nisp
 from .random import Random as Random
 from .random_weights import RandomWeights as RandomWeights
 from .sensitivity import Sensitivity as Sensitivity
+from .snip import Snip as Snip
 from .soft_filter import SoftFilter as SoftFilter
 from .sparse_structure_selection import SparseStructureSelection as SparseStructureSelection
 from .structured_sparsity import StructuredSparsity as StructuredSparsity
+from .synflow import Synflow as Synflow
 from .taylor import Taylor as Taylor
 from .thinet import ThiNet as ThiNet
 
@@ -49,8 +55,10 @@ __all__ = [
     "Decision",
     "DepgraphGroupNorm",
     "EpochView",
+    "Erk",
     "Fpgm",
     "GlobalDynamic",
+    "Grasp",
     "Greg",
     "GroupFisher",
     "History",
@@ -59,6 +67,7 @@ __all__ = [
     "IstaBn",
     "L1Filter",
     "L2Filter",
+    "Lamp",
     "LassoChannels",
     "Magnitude",
     "Method",
@@ -69,13 +78,16 @@ __all__ = [
     "Random",
     "RandomWeights",
     "Sensitivity",
+    "Snip",
     "SoftFilter",
     "SparseStructureSelection",
     "StructuredSparsity",
+    "Synflow",
     "Taylor",
     "ThiNet",
     "Watch",
     "WeightDecision",
     "WeightMethod",
     "WeightProblem",
+    "erk_scope",
 ]
