@@ -169,6 +169,18 @@ CATALOGUE: dict[str, Entry] = {
             brief={"interval": 2, "recipe": {"epochs": 2, "lr": 0.01}},
         ),
         Entry(
+            "gradual_magnitude",
+            "GradualMagnitude",
+            "unstructured",
+            "Zhu, Gupta 2018, To prune, or not to prune: exploring the efficacy of pruning for model compression, "
+            "arXiv:1710.01878",
+            ("data", "labels", "training"),
+            "ever more of the smallest weights go while the network trains, and may come back",
+            waives=("dead_first", "nested"),
+            brief={"updates": 2, "recipe": {"epochs": 1, "lr": 0.01}},
+            removes="weights",
+        ),
+        Entry(
             "grasp",
             "Grasp",
             "unstructured",
@@ -257,6 +269,18 @@ CATALOGUE: dict[str, Entry] = {
             ("data",),
             "a sparse regression on the next layer's outputs says which channels stay; least squares re-fits them",
             waives=("nested",),
+        ),
+        Entry(
+            "lottery_ticket",
+            "LotteryTicket",
+            "unstructured",
+            "Frankle, Carbin 2019, The Lottery Ticket Hypothesis: Finding Sparse, Trainable Neural Networks, "
+            "arXiv:1803.03635",
+            ("data", "labels", "training"),
+            "the smallest weights go in rounds of training; the others are rewound, or trained on",
+            waives=("dead_first", "nested"),
+            brief={"per_round": 0.5, "recipe": {"epochs": 1, "lr": 0.01}},
+            removes="weights",
         ),
         Entry(
             "magnitude",

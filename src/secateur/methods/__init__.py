@@ -21,6 +21,7 @@ from .erk import Erk as Erk
 from .erk import erk_scope as erk_scope
 from .fpgm import Fpgm as Fpgm
 from .global_dynamic import GlobalDynamic as GlobalDynamic
+from .gradual_magnitude import GradualMagnitude as GradualMagnitude
 from .grasp import Grasp as Grasp
 from .greg import Greg as Greg
 from .group_fisher import GroupFisher as GroupFisher
@@ -31,6 +32,7 @@ from .l1_filter import L1Filter as L1Filter
 from .l2_filter import L2Filter as L2Filter
 from .lamp import Lamp as Lamp
 from .lasso_channels import LassoChannels as LassoChannels
+from .lottery_ticket import LotteryTicket as LotteryTicket
 from .magnitude import Magnitude as Magnitude
 from .network_slimming import NetworkSlimming as NetworkSlimming
 from .nisp import Nisp as Nisp
@@ -58,6 +60,7 @@ __all__ = [
     "Erk",
     "Fpgm",
     "GlobalDynamic",
+    "GradualMagnitude",
     "Grasp",
     "Greg",
     "GroupFisher",
@@ -69,6 +72,7 @@ __all__ = [
     "L2Filter",
     "Lamp",
     "LassoChannels",
+    "LotteryTicket",
     "Magnitude",
     "Method",
     "NetworkSlimming",
