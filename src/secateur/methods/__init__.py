@@ -4,6 +4,7 @@ from ._problem import Decision as Decision
 from ._problem import Method as Method
 from ._problem import Problem as Problem
 from .aofp import Aofp as Aofp
+from .autopruner import AutoPruner as AutoPruner
 from .bn_scale import BnScale as BnScale
 from .centripetal_sgd import CentripetalSgd as CentripetalSgd
 from .cfp import Cfp as Cfp
@@ -30,6 +31,7 @@ from .thinet import ThiNet as ThiNet
 
 __all__ = [
     "Aofp",
+    "AutoPruner",
     "BnScale",
     "CentripetalSgd",
     "Cfp",
