@@ -25,6 +25,7 @@ NOTE = "<!-- Written by scripts/write_reference.py; do not edit. -->"
 PARTS = ("Source:", "Claim:", "Equation:", "Cost:", "Use it when", "Where we differ, and why:")
 REPAIRS = ("none", "batchnorm", "refit", "refit+batchnorm", "finetune")
 CONTROL = "random"
+CALLS = {"channels": "prune", "weights": "sparsify"}
 
 
 def methods_page() -> str:
@@ -32,12 +33,14 @@ def methods_page() -> str:
     entries = _entries()
     lines = [NOTE, "# Methods", ""]
     lines += [
-        '`prune(..., method="NAME")`, or `method=` an object of the class with settings of your own. Each name leads to'
+        '`prune(..., method="NAME")` for channels, `sparsify(..., method="NAME")` for single weights, or `method=` an',
+        "object of the class with settings of your own. Each name leads to a page with source, claim, equation, cost,",
+        "hyper-parameters and differences from the paper.",
+        "",
     ]
-    lines += ["a page with source, claim, equation, cost, hyper-parameters and differences from the paper.", ""]
     lines += _table(
-        ["name", "family", "reads besides weights", "what goes"],
-        ([f"[`{e.name}`](methods/{e.name}.md)", e.family, _reads(e), e.summary] for e in entries),
+        ["name", "family", "removes", "reads besides weights", "what goes"],
+        ([f"[`{e.name}`](methods/{e.name}.md)", e.family, e.removes, _reads(e), e.summary] for e in entries),
     )
     lines += ["", "Every method keeps these promises, but for those that its page says it does not:", ""]
     lines += [f"- {text};" for text in WAIVABLE.values()]
@@ -64,7 +67,10 @@ def method_page(entry: Entry, *measured: Mapping[str, Any]) -> str:
     kind = getattr(module, entry.class_name)
     title, parts = docstring_parts(inspect.getdoc(module) or "", entry.name)
     lines = [NOTE, f"# {entry.name}", "", *_prose(title), ""]
-    lines += [f'`prune(..., method="{entry.name}")` or `secateur.methods.{entry.class_name}(...)`.', ""]
+    lines += [
+        f'`{CALLS[entry.removes]}(..., method="{entry.name}")` or `secateur.methods.{entry.class_name}(...)`.',
+        "",
+    ]
     lines += _table(["family", "reads besides weights", "what goes"], [[entry.family, _reads(entry), entry.summary]])
     lines += ["", "## Source", "", *_sentence(parts["Source:"]), "", "## Claim", "", *_sentence(parts["Claim:"]), ""]
     lines += ["## Equation", "", "```text", parts["Equation:"], "```", ""]
@@ -83,8 +89,11 @@ def method_page(entry: Entry, *measured: Mapping[str, Any]) -> str:
 
 def readme_table() -> str:
     """Return the table of methods for README.md."""
-    rows = ([f"`{e.name}`", e.family, ", ".join(("weights", *e.needs)), e.summary, e.paper] for e in CATALOGUE.values())
-    return "\n".join(_table(["method", "family", "reads", "what goes", "paper"], rows))
+    rows = (
+        [f"`{e.name}`", e.family, e.removes, ", ".join(("weights", *e.needs)), e.summary, e.paper]
+        for e in CATALOGUE.values()
+    )
+    return "\n".join(_table(["method", "family", "removes", "reads", "what goes", "paper"], rows))
 
 
 def docstring_parts(text: str, name: str) -> tuple[str, dict[str, str]]:

@@ -19,19 +19,20 @@ FILES = {str(path.relative_to(SOURCE)): path for path in sorted(SOURCE.rglob("*.
 LINES = (
     ("errors", "extras", "arguments", "budget", "plan"),
     ("graph",),
+    ("weight_plan",),
     ("surgery",),
     ("measure", "store"),
     ("train",),
     ("recovery",),
     ("methods",),
     ("catalogue",),
-    ("prune", "iterate", "attach"),
+    ("prune", "iterate", "attach", "sparsify", "source"),
     ("compare",),
     ("report",),
     ("cli", "demo"),
 )
 BRANCH = ("models", "data")
-BRANCH_OFF, BRANCH_USERS = "train", ("prune", "iterate", "compare", "report", "cli", "demo")
+BRANCH_OFF, BRANCH_USERS = "train", ("prune", "iterate", "sparsify", "source", "compare", "report", "cli", "demo")
 
 HEAVY = ("accelerate", "altair", "datasets", "PIL", "pandas", "ray", "rich", "sklearn", "stable_baselines3", "timm")
 HEAVY += ("torchmetrics", "torchvision", "transformers", "typer")

@@ -15,10 +15,12 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def test_the_table_of_methods_is_the_catalogue():
-    rows = ["| method | family | reads | what goes | paper |", "| --- | --- | --- | --- | --- |"]
+    rows = ["| method | family | removes | reads | what goes | paper |", "| --- | --- | --- | --- | --- | --- |"]
     for entry in CATALOGUE.values():
         reads = ", ".join(("weights", *entry.needs))
-        rows.append(f"| `{entry.name}` | {entry.family} | {reads} | {entry.summary} | {entry.paper} |")
+        rows.append(
+            f"| `{entry.name}` | {entry.family} | {entry.removes} | {reads} | {entry.summary} | {entry.paper} |"
+        )
     (found,) = re.findall(r"<!-- methods -->\n(.*?)\n<!-- /methods -->", README.read_text(), re.DOTALL)
     assert found == "\n".join(rows), "put this table into README.md:\n" + "\n".join(rows)
 

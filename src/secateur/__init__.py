@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .recovery.batchnorm import reestimate_batchnorm as reestimate_batchnorm
     from .recovery.finetune import finetune as finetune
     from .recovery.fold import fold_constants as fold_constants
+    from .sparsify import SparseResult as SparseResult
+    from .sparsify import sparsify as sparsify
     from .store import load as load
     from .store import save as save
     from .surgery.mask import mask as mask
@@ -34,17 +36,22 @@ if TYPE_CHECKING:
     from .surgery.shrink import shrink as shrink
     from .surgery.verify import Verification as Verification
     from .surgery.verify import verify as verify
+    from .train.held_zeros import HeldZeros as HeldZeros
+    from .weight_plan import WeightPlan as WeightPlan
 
 _HOMES = {  # name -> the module that has it
     "Budget": "budget",
     "ChannelGraph": "graph",
     "ChannelGroup": "graph",
+    "HeldZeros": "train.held_zeros",
     "IterativeResult": "iterate",
     "Limits": "budget",
     "Plan": "plan",
     "PruneResult": "prune",
     "SensitivityCurves": "methods.sensitivity",
+    "SparseResult": "sparsify",
     "Verification": "surgery.verify",
+    "WeightPlan": "weight_plan",
     "attach": "attach",
     "data_influence": "methods.influence",
     "finetune": "recovery.finetune",
@@ -58,6 +65,7 @@ _HOMES = {  # name -> the module that has it
     "sensitivity": "methods.sensitivity",
     "shrink": "surgery.shrink",
     "shrink_optimizer": "surgery.optimizer",
+    "sparsify": "sparsify",
     "trace": "graph",
     "verify": "surgery.verify",
 }
@@ -66,12 +74,15 @@ __all__ = [
     "Budget",
     "ChannelGraph",
     "ChannelGroup",
+    "HeldZeros",
     "IterativeResult",
     "Limits",
     "Plan",
     "PruneResult",
     "SensitivityCurves",
+    "SparseResult",
     "Verification",
+    "WeightPlan",
     "attach",
     "data_influence",
     "finetune",
@@ -86,6 +97,7 @@ __all__ = [
     "sensitivity",
     "shrink",
     "shrink_optimizer",
+    "sparsify",
     "trace",
     "verify",
 ]

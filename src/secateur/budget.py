@@ -19,6 +19,7 @@ from .errors import BudgetError
 
 Array = np.ndarray[Any, Any]
 MEASURES = ("channels", "macs", "params", "bytes")
+WEIGHTS = "weights"  # single ones; only methods that remove these count them
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Budget:
 
     Attributes:
         remove: fraction removed, 0 <= remove < 1 (0.3 = 30 % gone).
-        of: what the fraction counts: "channels" (those free to go), "macs", "params" or "bytes" (of the whole model).
+        of: what the fraction counts: "channels" (those free to go), "macs", "params" or "bytes" (of the whole model);
+            for methods that remove single weights, "weights" (those that can go) or "params".
 
     Raises:
         BudgetError: the fraction is outside [0, 1), or `of` is unknown.
@@ -49,8 +51,8 @@ class Budget:
             )
             raise BudgetError(f"remove={self.remove!r}: expected a fraction in [0, 1){percent}.")
         object.__setattr__(self, "remove", float(remove))
-        if self.of not in MEASURES:
-            raise BudgetError(f"of={self.of!r}: expected one of {', '.join(MEASURES)}.")
+        if self.of not in (*MEASURES, WEIGHTS):
+            raise BudgetError(f"of={self.of!r}: expected one of {', '.join(MEASURES)} or {WEIGHTS}.")
 
     def __str__(self) -> str:
         return f"remove {self.remove:.1%} of {self.of}"

@@ -11,6 +11,7 @@ from .errors import MethodError, UnknownName
 
 if TYPE_CHECKING:
     from .methods._problem import Method
+    from .methods._weights import WeightMethod
 
 WAIVABLE = {
     "dead_first": "a channel whose weights are all zero goes before any other of its group",
@@ -34,6 +35,7 @@ class Entry:
             tests/contract is kept by every method.
         brief: settings that make a method which trains short enough for tests and dry runs. A mapping under "recipe"
             changes parts of the method's own recipe.
+        removes: "channels" (`secateur.prune`) or single "weights" (`secateur.sparsify`).
     """
 
     name: str
@@ -44,9 +46,10 @@ class Entry:
     summary: str
     waives: tuple[str, ...] = ()
     brief: Mapping[str, Any] = field(default_factory=dict)
+    removes: str = "channels"
 
-    def make(self, **settings: Any) -> Method:
-        """Return the method with these hyper-parameters; the paper's for all others.
+    def make(self, **settings: Any) -> Any:
+        """Return the method (`Method` or `WeightMethod`) with these hyper-parameters; the paper's for all others.
 
         A mapping given as `recipe` changes these values of the method's own recipe.
 
@@ -59,7 +62,7 @@ class Entry:
             raise MethodError(f"{self.name} has no setting {unknown[0]!r}; it has: {', '.join(known) or 'none'}.")
         if isinstance(changes := settings.get("recipe"), Mapping):
             settings["recipe"] = kind().recipe.replace(**changes)
-        made: Method = kind(**settings)
+        made: Method | WeightMethod = kind(**settings)
         return made
 
 
@@ -228,6 +231,15 @@ CATALOGUE: dict[str, Entry] = {
             waives=("nested",),
         ),
         Entry(
+            "magnitude",
+            "Magnitude",
+            "unstructured",
+            "Han et al. 2015, Learning both Weights and Connections for Efficient Neural Networks, arXiv:1506.02626",
+            (),
+            "the smallest weights go",
+            removes="weights",
+        ),
+        Entry(
             "network_slimming",
             "NetworkSlimming",
             "automatic",
@@ -253,6 +265,16 @@ CATALOGUE: dict[str, Entry] = {
             (),
             "channels drawn at random go: the bar for every other method",
             waives=("dead_first", "order_free"),
+        ),
+        Entry(
+            "random_weights",
+            "RandomWeights",
+            "control",
+            "Frankle, Carbin 2019, The Lottery Ticket Hypothesis, arXiv:1803.03635 (as control)",
+            (),
+            "weights drawn at random go: the bar for every other method that removes single weights",
+            waives=("dead_first",),
+            removes="weights",
         ),
         Entry(
             "sensitivity",
@@ -303,6 +325,11 @@ CATALOGUE: dict[str, Entry] = {
         ),
     )
 }
+
+
+def removing(what: str) -> dict[str, Entry]:
+    """Return the methods that remove "channels", or those that remove single "weights"."""
+    return {name: entry for name, entry in CATALOGUE.items() if entry.removes == what}
 
 
 def find(name: str) -> Entry:

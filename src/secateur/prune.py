@@ -206,7 +206,10 @@ def _limits(limits: Limits | None, protect: Sequence[str], min_keep: int, round_
 
 def _method(method: str | Method) -> Method:
     if isinstance(method, str):
-        return find(method).make()
+        entry = find(method)
+        if entry.removes != "channels":
+            raise MethodError(f"method={method!r} removes single weights, not channels: call secateur.sparsify.")
+        return _method(entry.make())
     if isinstance(method, type) or not isinstance(method, Method):
         raise MethodError(f"method={method!r}: expected a name from the catalogue or a method such as L1Filter().")
     return method

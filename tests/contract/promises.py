@@ -137,21 +137,21 @@ def same_seed_same_plan(subject: Subject, case: Case) -> None:
 
 @promise
 def leaves_no_trace(subject: Subject, case: Case) -> None:
-    model, data = _touchy(case), case.data()
-    with _unchanged(model, data):
+    model, data = touchy(case), case.data()
+    with unchanged(model, data):
         subject.decide(case.problem(model=model, data=data))
 
 
 @promise
 def leaves_no_trace_of_a_failure(subject: Subject, case: Case) -> None:
     """A budget out of reach for every method; for those that read data, also data that break off."""
-    model = _touchy(case)
-    with _unchanged(model, []), pytest.raises(BudgetError):
+    model = touchy(case)
+    with unchanged(model, []), pytest.raises(BudgetError):
         subject.decide(case.problem(0.9999, "params", model=model))
     if not subject.reads_data:
         return
     for good_batches in (0, 1, 3):
-        with _unchanged(model, []), contextlib.suppress(DataBroke):
+        with unchanged(model, []), contextlib.suppress(DataBroke):
             subject.decide(case.problem(model=model, data=BreakingOff(case, good_batches)))
 
 
@@ -173,7 +173,7 @@ class BreakingOff:
         return 4
 
 
-def _touchy(case: Case) -> nn.Module:
+def touchy(case: Case) -> nn.Module:
     """A model in mixed modes, with a frozen parameter, a gradient and a hook."""
     model = case.model().train()
     last = list(model.children())[-1]
@@ -186,7 +186,7 @@ def _touchy(case: Case) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _unchanged(model: nn.Module, data: list[Any]) -> Iterator[None]:
+def unchanged(model: nn.Module, data: list[Any]) -> Iterator[None]:
     with snapshot.fresh_randomness(4):
         before = snapshot.of_model(model), snapshot.of_process(), snapshot.of_batches(data)
         yield

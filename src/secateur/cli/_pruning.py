@@ -20,10 +20,10 @@ from ..graph.costs import Costs
 from ..prune import REPAIRS, PruneResult
 from ..prune import prune as prune_model
 from ..recovery.finetune import finetune
+from ..source import Source
 from ..surgery.shrink import shrink
 from ..train import Recipe, evaluate
 from ._folder import new_folder
-from ._source import Source
 
 COSTS = ("channels", "macs", "params", "bytes")
 

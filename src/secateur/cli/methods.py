@@ -32,16 +32,16 @@ def methods(
 
 
 def _table(entries: list[Entry]) -> str:
-    rows = [("method", "family", "reads", "what goes")]
-    rows += [(e.name, e.family, ", ".join(("weights", *e.needs)), e.summary) for e in entries]
-    widths = [max(len(row[k]) for row in rows) for k in range(3)]
-    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
+    rows = [("method", "family", "removes", "reads", "what goes")]
+    rows += [(e.name, e.family, e.removes, ", ".join(("weights", *e.needs)), e.summary) for e in entries]
+    widths = [max(len(row[k]) for row in rows) for k in range(4)]
+    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
     return "\n".join([*lines, "", "secateur methods NAME shows the settings of one."])
 
 
 def _details(entry: Entry) -> str:
     lines = [f"{entry.name}: {entry.summary}", f"  {entry.paper}"]
-    lines += [f"  family: {entry.family}; reads: {', '.join(('weights', *entry.needs))}"]
+    lines += [f"  family: {entry.family}; removes: {entry.removes}; reads: {', '.join(('weights', *entry.needs))}"]
     lines += [f"  --set {key}={value!r}" for key, value in _settings(entry).items()]
     return "\n".join(lines)
 
@@ -50,6 +50,7 @@ def _facts(entry: Entry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "family": entry.family,
+        "removes": entry.removes,
         "paper": entry.paper,
         "needs": list(entry.needs),
         "summary": entry.summary,

@@ -89,9 +89,9 @@ def prune(
         raise typer.BadParameter("only has an effect with --finetune.", param_hint="--with")
     with session(as_json=as_json, verbose=verbose, quiet=quiet, threads=threads) as run:
         from ..budget import Budget, Limits
+        from ..source import Source, changed, recipe_for
         from ._folder import check_free
         from ._pruning import Request, brief, repairs
-        from ._source import Source, changed, recipe_for
 
         source = Source(model, weights, pretrained, image, classes, data, hold_out, device, seed)
         budget, limits = Budget(remove, of), Limits(tuple(protect or ()), min_keep, round_to)

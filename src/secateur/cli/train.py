@@ -38,8 +38,8 @@ from ._session import Session, session
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..source import Source
     from ..train import Recipe, TrainResult
-    from ._source import Source
 
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Length of the schedule. [the recipe's]")]
 
@@ -71,8 +71,8 @@ def train(
     """
     given = pairs(changes, "--with") | ({} if epochs is None else {"epochs": epochs})
     with session(as_json=as_json, verbose=verbose, quiet=quiet, threads=threads) as run:
+        from ..source import Source, recipe_for
         from ._folder import check_free
-        from ._source import Source, recipe_for
 
         source = Source(model, weights, pretrained, shape(input_shape), classes, data, hold_out, device, seed)
         chosen = recipe_for(source, recipe, given)
@@ -138,8 +138,8 @@ def _save(model: nn.Module, target: Path, facts: dict[str, Any]) -> None:
     import torch
     from safetensors.torch import save_model
 
+    from ..source import WEIGHTS_FILE
     from ._folder import new_folder
-    from ._source import WEIGHTS_FILE
 
     with new_folder(target) as folder:
         save_model(model, str(folder / WEIGHTS_FILE), metadata={"secateur": "state dict"})

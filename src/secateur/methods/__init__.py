@@ -3,6 +3,10 @@
 from ._problem import Decision as Decision
 from ._problem import Method as Method
 from ._problem import Problem as Problem
+from ._weights import Pattern as Pattern
+from ._weights import WeightDecision as WeightDecision
+from ._weights import WeightMethod as WeightMethod
+from ._weights import WeightProblem as WeightProblem
 from .aofp import Aofp as Aofp
 from .autopruner import AutoPruner as AutoPruner
 from .bn_scale import BnScale as BnScale
@@ -20,9 +24,11 @@ from .ista_bn import IstaBn as IstaBn
 from .l1_filter import L1Filter as L1Filter
 from .l2_filter import L2Filter as L2Filter
 from .lasso_channels import LassoChannels as LassoChannels
+from .magnitude import Magnitude as Magnitude
 from .network_slimming import NetworkSlimming as NetworkSlimming
 from .nisp import Nisp as Nisp
 from .random import Random as Random
+from .random_weights import RandomWeights as RandomWeights
 from .sensitivity import Sensitivity as Sensitivity
 from .soft_filter import SoftFilter as SoftFilter
 from .structured_sparsity import StructuredSparsity as StructuredSparsity
@@ -48,14 +54,20 @@ __all__ = [
     "L1Filter",
     "L2Filter",
     "LassoChannels",
+    "Magnitude",
     "Method",
     "NetworkSlimming",
     "Nisp",
+    "Pattern",
     "Problem",
     "Random",
+    "RandomWeights",
     "Sensitivity",
     "SoftFilter",
     "StructuredSparsity",
     "Taylor",
     "ThiNet",
+    "WeightDecision",
+    "WeightMethod",
+    "WeightProblem",
 ]

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from ..budget import Budget, Limits
+from ..budget import MEASURES, WEIGHTS, Budget, Limits
 from ..errors import BudgetError, MethodError, NothingToPrune
 from ..graph.groups import ChannelGraph
 from ..graph.walk import buffers_of, parameters_of
@@ -33,7 +33,7 @@ class Problem:
         seed: makes everything random repeatable.
 
     Raises:
-        BudgetError: the budget is no `Budget`.
+        BudgetError: the budget is no `Budget`, or counts single weights.
     """
 
     model: nn.Module
@@ -49,6 +49,11 @@ class Problem:
     def __post_init__(self) -> None:
         if not isinstance(self.budget, Budget):
             raise BudgetError(f"budget={self.budget!r}: expected Budget(remove=0.5, of='macs') or the like.")
+        if self.budget.of == WEIGHTS:
+            raise BudgetError(
+                f"{self.budget}: channels go here, and no single weights: expected of= one of {', '.join(MEASURES)}. "
+                "For single weights call secateur.sparsify."
+            )
 
     def free_groups(self) -> list[str]:
         """Names of the groups that may lose channels: not protected, wide enough for the limits.

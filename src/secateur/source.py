@@ -1,4 +1,4 @@
-"""From the options to a model, an example input, data and a task; imported when a command runs."""
+"""From names to a model with its weights, an example input, data and a task."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .. import data as data_sets
-from .. import models
-from ..data import ImageData, Loaders
-from ..errors import DataError, ModelError, TrainingError, UnknownName
-from ..train import RECIPES, ClassificationTask, Recipe
-from ..train import recipe as recipe_named
+from . import data as data_sets
+from . import models
+from .data import ImageData, Loaders
+from .errors import DataError, ModelError, TrainingError, UnknownName
+from .train import RECIPES, ClassificationTask, Recipe
+from .train import recipe as recipe_named
 
 log = logging.getLogger(__name__)
 WEIGHTS_FILE = "model.safetensors"

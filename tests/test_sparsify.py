@@ -1,0 +1,72 @@
+"""The one call for single weights."""
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur import Budget, sparsify
+from secateur.errors import BudgetError, MethodError, NothingPruned, UnknownName
+from secateur.methods import L1Filter, Magnitude, Pattern
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4, 8))
+
+
+def test_the_result_says_what_was_asked_and_got():
+    result = sparsify(model(), budget=Budget(0.5, "weights"))
+    assert result.plan.removed_count == 272
+    assert result.removed == 0.5
+    assert "got 50.0%" in str(result)
+    assert f"of all {sum(p.numel() for p in model().parameters()):,} parameters" in str(result)
+    assert isinstance(result.model[0], nn.Conv2d)
+
+
+def test_of_params_counts_zeros_among_all_parameters():
+    result = sparsify(model(), budget=Budget(0.5, "params"))
+    whole = sum(p.numel() for p in model().parameters())
+    assert result.plan.removed_count == -(-whole // 2)
+    assert result.removed == pytest.approx(0.5, abs=1 / whole)
+
+
+def test_a_pattern_needs_no_budget():
+    result = sparsify(model(), pattern="2:4")
+    assert result.removed == 0.5
+    assert (result.model[4].weight.reshape(8, 8, 4) != 0).sum(-1).eq(2).all()
+    assert sparsify(model(), pattern=Pattern(1, 4)).removed == 0.75
+
+
+def test_what_is_missing_or_mixed_up_is_named():
+    with pytest.raises(BudgetError, match="pattern="):
+        sparsify(model())
+    with pytest.raises(BudgetError, match=r"0\.9 for 90 %"):
+        sparsify(model(), budget=Budget(90, "weights"))
+    with pytest.raises(BudgetError, match="channels"):
+        sparsify(model(), budget=Budget(0.5))
+    with pytest.raises(MethodError, match=r"secateur\.prune"):
+        sparsify(model(), budget=Budget(0.5, "weights"), method="l1_filter")
+    with pytest.raises(MethodError, match=r"secateur\.prune"):
+        sparsify(model(), budget=Budget(0.5, "weights"), method=L1Filter())
+    with pytest.raises(MethodError, match="task="):
+        sparsify(model(), budget=Budget(0.5, "weights"), data=[1])
+    with pytest.raises(UnknownName, match="magnitude"):
+        sparsify(model(), budget=Budget(0.5, "weights"), method="magnitud")
+
+
+def test_prune_points_to_it():
+    images = torch.zeros(1, 4, 4, 4)
+    for method in ("magnitude", Magnitude()):
+        with pytest.raises(MethodError, match=r"sparsify|expected a name"):
+            sc.prune(model(), images, method=method, budget=Budget(0.5))
+    with pytest.raises(BudgetError, match="weights"):
+        sc.prune(model(), images, budget=Budget(0.5, "weights"))
+
+
+def test_nothing_removed_is_said():
+    tiny = nn.Linear(2, 1, bias=False)
+    assert sparsify(tiny, budget=Budget(0.0, "weights")).plan.removed_count == 0
+    padded = Pattern(3, 4, uneven="pad")
+    with pytest.warns(NothingPruned):
+        sparsify(tiny, pattern=padded)
