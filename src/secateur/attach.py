@@ -12,7 +12,7 @@ from .catalogue import find
 from .errors import MethodError
 from .graph.groups import ChannelGraph, as_args, trace
 from .methods._attached import Attached, TrainingMethod
-from .methods._problem import Problem
+from .methods._problem import Problem, prepared
 from .train.task import Task
 
 
@@ -56,4 +56,5 @@ def attach(
         raise MethodError(f"method={method!r} takes no part in training: call prune(..., method=...) instead.")
     example, named = as_args(args), dict(kwargs or {})
     graph = graph if graph is not None else trace(model, example, named)
-    return made.attach(Problem(model, graph, budget, limits or Limits(), example, named, data, task, seed))
+    problem = Problem(model, graph, budget, limits or Limits(), example, named, data, task, seed)
+    return made.attach(prepared(made, problem))
