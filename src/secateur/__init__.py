@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .graph import ChannelGraph as ChannelGraph
     from .graph import ChannelGroup as ChannelGroup
     from .graph import trace as trace
+    from .graph.select import ChannelSelect as ChannelSelect
     from .iterate import IterativeResult as IterativeResult
     from .iterate import prune_iteratively as prune_iteratively
     from .methods import Watch as Watch
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .store import save as save
     from .surgery.mask import mask as mask
     from .surgery.optimizer import shrink_optimizer as shrink_optimizer
+    from .surgery.selection import with_selections as with_selections
     from .surgery.shrink import shrink as shrink
     from .surgery.verify import Verification as Verification
     from .surgery.verify import verify as verify
@@ -44,6 +46,7 @@ _HOMES = {  # name -> the module that has it
     "Budget": "budget",
     "ChannelGraph": "graph",
     "ChannelGroup": "graph",
+    "ChannelSelect": "graph.select",
     "HeldZeros": "train.held_zeros",
     "IterativeResult": "iterate",
     "Limits": "budget",
@@ -70,12 +73,14 @@ _HOMES = {  # name -> the module that has it
     "sparsify": "sparsify",
     "trace": "graph",
     "verify": "surgery.verify",
+    "with_selections": "surgery.selection",
 }
 
 __all__ = [
     "Budget",
     "ChannelGraph",
     "ChannelGroup",
+    "ChannelSelect",
     "HeldZeros",
     "IterativeResult",
     "Limits",
@@ -103,6 +108,7 @@ __all__ = [
     "sparsify",
     "trace",
     "verify",
+    "with_selections",
 ]
 
 

@@ -91,6 +91,17 @@ CATALOGUE: dict[str, Entry] = {
             brief={"epochs": 3, "iters_per_half": 2, "warmup": 0, "threshold": 1e6},
         ),
         Entry(
+            "autopruner",
+            "AutoPruner",
+            "automatic",
+            "Luo, Wu 2020, AutoPruner: An End-to-End Trainable Filter Pruning Method for Efficient Deep Model "
+            "Inference, arXiv:1805.08941",
+            ("data", "labels", "training"),
+            "channels go whose code, learned by a small layer in training, becomes 0",
+            waives=("dead_first", "nested", "order_free"),
+            brief={"recipe": {"epochs": 2}},
+        ),
+        Entry(
             "bn_scale",
             "BnScale",
             "predefined",

@@ -21,15 +21,17 @@ import numpy as np
 from torch import nn
 
 from .budget import Budget, Limits
+from .catalogue import find
 from .errors import MethodError
 from .graph.branches import tensors_inside
 from .graph.groups import ChannelGraph, ChannelGroup, as_args, trace
-from .methods._problem import Decision, Method, Problem
+from .methods._problem import Decision, Method, Problem, prepared
 from .methods._scores import counts_for
 from .plan import Plan
 from .prune import PruneResult, note_origin_, prune
 from .recovery.finetune import finetune
 from .surgery.record import RECORD, record_of
+from .surgery.selection import with_selections
 from .surgery.shrink import shrink
 from .surgery.verify import Verification
 from .train.evaluation import evaluate
@@ -143,7 +145,8 @@ def prune_iteratively(
         raise MethodError(f"steps={steps!r}: expected a whole number of cuts, 1 or more.")
     example, named = as_args(args), dict(kwargs or {})
     graph = trace(model, example, named)
-    problem = Problem(model, graph, budget, limits or Limits(), example, named, data, task, seed)
+    posed = Problem(model, graph, budget, limits or Limits(), example, named, data, task, seed)
+    problem = prepared(find(method).make() if isinstance(method, str) else method, posed)
     counts_for(problem, problem.free_groups(), "uniform")  # unreachable budgets are told here, before any training
     train = _Training(
         data, task, recipe, eval_loader, None if checkpoint_dir is None else Path(checkpoint_dir), progress
@@ -285,10 +288,15 @@ class _Walk:
                 self.verifications.append(result.verification)
             as_cut = self.train.metric(result.model)
             self.model, training = self.train.run(result.model, number)
-            self.now = trace(self.model, problem.args, problem.kwargs)
+            self.now = self._graph_now()
             step = Step(cut.asked, self.gone(), layers, self.plan, as_cut, training.metric, training)
             self.history.append(step)
             log.info("step %d: %.1f %% of %s gone", number, 100 * step.got, problem.budget.of)
+
+    def _graph_now(self) -> ChannelGraph:
+        """Trace the model as it is; with selections wherever the original's graph has some."""
+        found = trace(self.model, self.problem.args, self.problem.kwargs)
+        return found if self.graph.selections is None else with_selections(self.model, found)
 
     def _compose(self, plan: Plan) -> tuple[str, ...]:
         """Take a plan of the model as it is into account; returns the groups of the original that lost channels."""

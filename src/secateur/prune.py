@@ -17,14 +17,14 @@ from .errors import BudgetError, MethodError, NothingPruned, SurgeryError, Verif
 from .graph.costs import Costs
 from .graph.groups import ChannelGraph, as_args, trace
 from .methods._attached import TrainingMethod
-from .methods._problem import Decision, Method, Problem
+from .methods._problem import Decision, Method, Problem, prepared
 from .plan import Plan
 from .recovery.batchnorm import reestimate_batchnorm_
 from .recovery.fold import fold_constants
 from .recovery.refit import refit
 from .store import BudgetNote, Details, annotate_
 from .surgery.feasible import feasible
-from .surgery.shrink import check_model, shrink
+from .surgery.shrink import fitted, shrink
 from .surgery.verify import Verification, verify
 from .train.task import Task
 from .train.tracking import Tracking
@@ -138,12 +138,12 @@ def prune(
     example, named = as_args(args), dict(kwargs or {})
     graph = graph if graph is not None else trace(model, example, named)
     _check_model(model, graph, check=check)
-    problem = Problem(model, graph, budget, limits, example, named, data, task, seed, tracking)
+    problem = prepared(chosen, Problem(model, graph, budget, limits, example, named, data, task, seed, tracking))
     cut, small = _cut(problem, chosen, repairs)
     graph, plan = cut.graph, cut.decision.plan
     if plan.is_empty and budget.remove > 0:
         warnings.warn(f"{budget}: nothing was removed.", NothingPruned, stacklevel=2)
-    verification = _verified(cut.source, small, plan, example, named) if check else None
+    verification = _verified(fitted(cut.source, graph), small, plan, example, named) if check else None
     wants_statistics = cut.decision.is_refitted if repairs is None else "batchnorm" in repairs
     if wants_statistics and data is not None and task is not None:
         reestimate_batchnorm_(small, data, task)
@@ -226,7 +226,7 @@ def _method(method: str | Method) -> Method:
 
 
 def _check_model(model: nn.Module, graph: ChannelGraph, *, check: bool) -> None:
-    check_model(model, graph)
+    fitted(model, graph)
     blank = [name for name, tensor in model.named_parameters() if tensor.device.type == "meta"]
     if blank and check:
         raise MethodError(

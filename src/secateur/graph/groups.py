@@ -24,6 +24,7 @@ from .rules.attention import keep_heads_whole
 from .rules.convolution import kernel_axes
 from .rules.pointwise import meeting
 from .rules.recurrent import tie_recurrent
+from .select import index_names
 from .tape import Op, Tape, record
 from .walk import modules_of, state_of
 
@@ -94,6 +95,8 @@ class ChannelGraph:
         tape: what was recorded.
         places: every labelled axis of every parameter and buffer, also of those that cannot be cut.
         rigid: name of each group that the model's code cannot narrow -> why; see `secateur.surgery.feasible`.
+        selections: paths of the norms behind which the graph has a channel selection that the model lacks; None = it
+            was not asked for any, see `secateur.surgery.selection.with_selections`.
     """
 
     groups: dict[str, ChannelGroup]
@@ -109,6 +112,7 @@ class ChannelGraph:
     example: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)
     places: tuple[Member, ...] = field(repr=False)
     rigid: dict[str, str] = field(default_factory=dict)  # groups left whole because the model's code cannot narrow them
+    selections: tuple[str, ...] | None = None
 
     @cached_property
     def costs(self) -> CostModel:
@@ -119,6 +123,16 @@ class ChannelGraph:
     def branches(self) -> dict[str, Branch]:
         """Residual branches by name, in the order in which they are added, also those that cannot be removed."""
         return branches_of(self)
+
+    @cached_property
+    def selecting(self) -> dict[str, str]:
+        """Name of each group that a `ChannelSelect` passes on -> path of the norm that it stands behind."""
+        index = {m.tensor: name for name, group in self.groups.items() for m in group.members}
+        found = {
+            index[tensor]: tensor.rpartition(".")[0].rpartition(".")[0]
+            for tensor in self.labels.selecting & index.keys()
+        }
+        return {name: found[name] for name in self.groups if name in found}
 
     @property
     def widths(self) -> dict[str, int]:
@@ -266,6 +280,7 @@ def analyse(
         aliases[name] = first.setdefault(id(tensor), name)
     modules = modules_of(model)
     labels.kernel = kernel_axes(modules, tape.state, {name: len(shape) for name, shape in shapes.items()})
+    labels.selecting = index_names(modules)
     labels.recurrent = {path for path, m in modules.items() if isinstance(m, (nn.RNNBase, nn.RNNCellBase))}
     op_layers = [step(labels, op, strict=strict) for op in tape.ops]
     labels.op = None
@@ -413,6 +428,7 @@ def _groups(
     for numbers, own in zip(channels, members, strict=True):
         # what no parameter makes (columns of a constant table) is an input of the model, not a channel
         is_made = any(is_parameter.get(m.tensor, False) and m.role != "in" for m in own)
+        is_made = is_made or any(m.tensor in labels.selecting for m in own)
         if len(numbers) > 1 and is_made:
             name = _name(own, result)
             result[name] = ChannelGroup(name, numbers, tuple(own), bool(added[numbers].any()))

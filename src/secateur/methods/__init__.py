@@ -12,6 +12,7 @@ from ._weights import WeightMethod as WeightMethod
 from ._weights import WeightProblem as WeightProblem
 from .amc import Amc as Amc
 from .aofp import Aofp as Aofp
+from .autopruner import AutoPruner as AutoPruner
 from .bn_scale import BnScale as BnScale
 from .centripetal_sgd import CentripetalSgd as CentripetalSgd
 from .cfp import Cfp as Cfp
@@ -50,6 +51,7 @@ from .thinet import ThiNet as ThiNet
 __all__ = [
     "Amc",
     "Aofp",
+    "AutoPruner",
     "BnScale",
     "CentripetalSgd",
     "Cfp",

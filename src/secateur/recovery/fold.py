@@ -36,7 +36,7 @@ from ..graph.groups import ChannelGraph
 from ..graph.labels import axes, compact
 from ..graph.tape import Op, Ref
 from ..plan import Plan
-from ..surgery.shrink import check_model, copy_with
+from ..surgery.shrink import copy_with, fitted
 from ._expected import Expectations, Product
 from .branch_shifts import branch_shifts
 
@@ -74,7 +74,7 @@ def fold_constants(
     >>> torch.allclose(small(images), net(images))
     True
     """
-    check_model(model, graph)
+    model = fitted(model, graph)
     graph.check(plan)
     if any(tensor.device.type == "meta" for tensor in model.parameters()):
         raise PlanError("the model is on the meta device: its weights hold no data to fold. Load them first.")

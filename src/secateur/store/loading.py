@@ -15,6 +15,7 @@ from ..errors import StoreError, SurgeryError
 from ..graph.branches import names_inside
 from ..surgery.branches import KIND as BRANCH
 from ..surgery.rebuild import rebuild
+from ..surgery.record import index_tensors
 from ..surgery.widths import recompute_weights_, relink_recurrent_
 from .folder import read_text, tensor_file
 from .record import DTYPES, StoredModel, StoredTensor
@@ -79,6 +80,8 @@ def _check_slots(fresh: nn.Module, stored: StoredModel) -> None:
     """Raise `StoreError` unless the fresh model has a place for each saved tensor, and none besides."""
     found = slots(fresh)
     saved = {**stored.tensors, **{alias: stored.tensors[name] for alias, name in stored.same_as.items()}}
+    added = index_tensors(stored.surgery.record())
+    saved = {name: tensor for name, tensor in saved.items() if name not in added}
     if missing := [name for name in saved if name not in found]:
         raise StoreError(_odd("holds", missing, "the fresh model has no place for"))
     known = saved.keys() | set(stored.empty)

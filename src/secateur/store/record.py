@@ -15,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictInt, ValidationError, model_validator
 
 from ..errors import StoreError
+from ..graph.select import SELECT
 from ..surgery.layout import is_dense
 from ..surgery.record import AttributeChange, SurgeryRecord
 
@@ -164,9 +165,13 @@ class StoredSurgery(_Checked):
     attributes: list[StoredChange]
     swapped: dict[str, Annotated[StoredAttention | StoredNoBranch, Field(discriminator="kind")]]
     plan: str
+    selections: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _is_possible(self) -> StoredSurgery:
+        for path in self.selections:
+            if len(self.kept.get(f"{path}.{SELECT}.index", ())) != 1:
+                raise ValueError(f"a channel selection stands behind {path!r}, and nothing says what it passes on")
         for name, cuts in self.kept.items():
             shape = self.shapes.get(name, ())
             for axis, index in cuts:
@@ -189,6 +194,7 @@ class StoredSurgery(_Checked):
             "attributes": [vars(change) for change in record.attributes],
             "swapped": record.swapped,
             "plan": record.plan,
+            "selections": record.selections,
         }
         try:
             return cls.model_validate_json(json.dumps(raw))
@@ -205,6 +211,7 @@ class StoredSurgery(_Checked):
             swapped={path: settings.model_dump() for path, settings in self.swapped.items()},
             plan=self.plan,
             shapes=dict(self.shapes),
+            selections=list(self.selections),
         )
 
 

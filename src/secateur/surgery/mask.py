@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..graph.groups import ChannelGraph
 from ..plan import Plan
-from .shrink import check_model, copy_with
+from .shrink import copy_with, fitted
 
 
 def mask(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
@@ -28,7 +28,7 @@ def mask(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
     Raises:
         PlanError: the plan or the graph is of another model.
     """
-    check_model(model, graph)
+    model = fitted(model, graph)
     dead = dict(dead_places(graph, plan))
 
     def masked(name: str, tensor: Tensor) -> Tensor:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SurgeryError
+from ..graph.select import SELECT
 from ..graph.walk import modules_of, state_of
 from .attention import SlimMultiheadAttention
 from .attributes import read, write
 from .branches import KIND as BRANCH
 from .branches import swap_branch_module_
-from .record import RECORD, AttributeChange, SurgeryRecord, record_of
+from .record import RECORD, AttributeChange, SurgeryRecord, index_tensors, record_of
+from .selecting import insert_
 from .shrink import Cut, cut_copy
 from .widths import relink_recurrent_, swap_attention_
 
@@ -39,6 +41,8 @@ def rebuild(model: nn.Module, record: SurgeryRecord, *, tensors: Mapping[str, Te
         )
     _check_tensors(model, record)
     small = cut_copy(model, _cuts(record), _by_first_name(model, tensors or {}))
+    for path in record.selections:
+        insert_(small, path, _index(record, path, tensors or {}))
     modules = modules_of(small)
     for change in record.attributes:
         _apply(modules, change)
@@ -52,17 +56,29 @@ def rebuild(model: nn.Module, record: SurgeryRecord, *, tensors: Mapping[str, Te
     return small
 
 
+def _index(record: SurgeryRecord, path: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return what a selection passes on."""
+    name = f"{path}.{SELECT}.index"
+    ((_, index),) = record.kept[name]
+    return tensors[name] if name in tensors else torch.tensor(index)
+
+
 def _cuts(record: SurgeryRecord) -> dict[str, Cut]:
+    added = index_tensors(record)
     return {
         name: [(axis, torch.tensor(index, dtype=torch.long)) for axis, index in axes]
         for name, axes in record.kept.items()
+        if name not in added
     }
 
 
 def _check_tensors(model: nn.Module, record: SurgeryRecord) -> None:
     """Raise `SurgeryError` unless every axis that was cut is there, as long as it was."""
     shapes = {name: tuple(t.shape) for name, t in state_of(model, shared=True).items()}
+    added = index_tensors(record)
     for name, cuts in record.kept.items():
+        if name in added:
+            continue
         asked, found = tuple(record.shapes[name]), shapes.get(name)
         if found is None:
             raise SurgeryError(

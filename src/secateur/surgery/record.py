@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from ..graph.select import SELECT
+
 RECORD = "secateur_record"  # attribute of a shrunk model
 
 
@@ -38,6 +40,7 @@ class SurgeryRecord:
             stands where a module of a removed residual branch was.
         plan: JSON of the plan; after several cuts in a row, of the last one, in the channels that it found.
         shapes: tensor name -> shape before the cut, for every name in `kept`.
+        selections: paths of the norms that a channel selection was put behind; its index is in `kept`.
 
     Indices, shapes and values before are those of the original class, also after several cuts in a row.
     """
@@ -47,12 +50,18 @@ class SurgeryRecord:
     swapped: dict[str, dict[str, Any]] = field(default_factory=dict)
     plan: str = ""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    selections: list[str] = field(default_factory=list)
 
 
 def record_of(model: nn.Module) -> SurgeryRecord | None:
     """Return the record that `shrink` left on a model, or None."""
     found = model.__dict__.get(RECORD)
     return found if isinstance(found, SurgeryRecord) else None
+
+
+def index_tensors(record: SurgeryRecord) -> set[str]:
+    """Return the names of the indices of selections, which the original class lacks."""
+    return {f"{path}.{SELECT}.index" for path in record.selections}
 
 
 def composed(first: SurgeryRecord, second: SurgeryRecord) -> SurgeryRecord:
@@ -83,4 +92,5 @@ def composed(first: SurgeryRecord, second: SurgeryRecord) -> SurgeryRecord:
         {**swapped, **second.swapped},
         second.plan,
         {**second.shapes, **first.shapes},
+        [*first.selections, *second.selections],
     )
