@@ -176,7 +176,9 @@ class _Cut:
 
 def _cut(problem: Problem, method: Method, repairs: tuple[str, ...] | None) -> tuple[_Cut, nn.Module]:
     """Decide and cut; where the model's code cannot express a cut, leave those groups whole and decide again."""
-    is_rehearsed = False
+    is_rehearsed = problem.data is not None
+    if is_rehearsed:  # a method that reads data, let alone trains, is dearer to ask twice than a rehearsal
+        problem = _rehearsed(problem)
     while True:
         decision = method.decide(problem)
         try:
@@ -185,11 +187,19 @@ def _cut(problem: Problem, method: Method, repairs: tuple[str, ...] | None) -> t
         except SurgeryError:
             if is_rehearsed:
                 raise
-            is_rehearsed, graph = True, feasible(problem.model, problem.graph)
-            if not graph.rigid:
+            is_rehearsed, before = True, problem
+            problem = _rehearsed(problem)
+            if problem is before:
                 raise
-            log.warning("left whole, since the model's code cannot narrow them: %s", ", ".join(graph.rigid))
-            problem = dataclasses.replace(problem, graph=graph)
+
+
+def _rehearsed(problem: Problem) -> Problem:
+    """Return the problem without the groups that the model's code cannot narrow; itself where there are none."""
+    graph = feasible(problem.model, problem.graph)
+    if not graph.rigid:
+        return problem
+    log.warning("left whole, since the model's code cannot narrow them: %s", ", ".join(graph.rigid))
+    return dataclasses.replace(problem, graph=graph)
 
 
 def _repaired(problem: Problem, decision: Decision, repairs: tuple[str, ...] | None) -> nn.Module:
