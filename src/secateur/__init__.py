@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .sparsify import sparsify as sparsify
     from .store import load as load
     from .store import save as save
+    from .surgery.finalize import finalize as finalize
     from .surgery.mask import mask as mask
     from .surgery.optimizer import shrink_optimizer as shrink_optimizer
     from .surgery.shrink import shrink as shrink
@@ -54,6 +55,7 @@ _HOMES = {  # name -> the module that has it
     "WeightPlan": "weight_plan",
     "attach": "attach",
     "data_influence": "methods.influence",
+    "finalize": "surgery.finalize",
     "finetune": "recovery.finetune",
     "fold_constants": "recovery.fold",
     "load": "store",
@@ -85,6 +87,7 @@ __all__ = [
     "WeightPlan",
     "attach",
     "data_influence",
+    "finalize",
     "finetune",
     "fold_constants",
     "load",

@@ -23,6 +23,7 @@ from .recovery.fold import fold_constants
 from .recovery.refit import refit
 from .store import BudgetNote, Details, annotate_
 from .surgery.feasible import feasible
+from .surgery.finalize import check_plain
 from .surgery.shrink import check_model, shrink
 from .surgery.verify import Verification, verify
 from .train.task import Task
@@ -120,12 +121,13 @@ def prune(
         NothingToPrune: no channel is free to go.
         UnknownName: no such method or protected module.
         TraceError: the model rejects the example input.
-        MethodError: the method cannot work on this model, data or these weights.
+        MethodError: the method cannot work on this model, data or these weights, or torch.nn.utils.prune masks them.
         PlanError: `graph` is of another model.
         VerificationError: the smaller model is not the masked one; nothing is returned.
     """
     limits = _limits(limits, protect, min_keep, round_to)
     chosen = _method(method)
+    check_plain(model)
     repairs = _repairs(repair, data, task)
     example, named = as_args(args), dict(kwargs or {})
     graph = graph if graph is not None else trace(model, example, named)
