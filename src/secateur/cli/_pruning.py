@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from ..prune import prune as prune_model
 from ..recovery.finetune import finetune
 from ..surgery.shrink import shrink
 from ..train import Recipe, evaluate
+from ..train.attachment import Attachment
 from ._folder import new_folder
 from ._source import Source
 
 COSTS = ("channels", "macs", "params", "bytes")
+COMMANDS = {"channels": "secateur prune", "weights": "secateur sparsify"}  # what a method removes -> who calls it
 
 
 @dataclass(frozen=True)
@@ -52,22 +54,18 @@ class Request:
     made: Any = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        entry = find(self.method)
-        if {"data", "labels", "training"} & set(entry.needs) and self.source.data_name is None:
-            raise DataError(f"the method {self.method} reads {' and '.join(entry.needs)}: give --data.")
-        object.__setattr__(self, "made", _made(entry, self.settings))
+        object.__setattr__(self, "made", made_method(self.method, self.settings, self.source, removes="channels"))
 
     def prune(self, model: nn.Module) -> PruneResult:
         """Prune; see `secateur.prune` for the errors."""
-        has_data = self.source.data is not None
-        data = self.source.loaders("pruning", self.batch_size, augment=False).train if has_data else None
+        data, task = data_and_task(self.source, self.batch_size)
         return prune_model(
             model,
             self.source.example(model),
             budget=self.budget,
             method=self.made,
             data=data,
-            task=self.source.task if has_data else None,
+            task=task,
             limits=self.limits,
             repair=self.repair,
             seed=self.source.seed,
@@ -79,11 +77,30 @@ def brief(method: str) -> dict[str, Any]:
     return dict(find(method).brief)
 
 
-def _made(entry: Any, settings: Mapping[str, Any]) -> Any:
+def made_method(name: str, settings: Mapping[str, Any], source: Source, *, removes: str) -> Any:
+    """Return the method with its settings.
+
+    Raises:
+        DataError: it reads data, and none was named.
+        MethodError: it removes something else, or a setting does not suit it.
+        UnknownName: no method of that name.
+    """
+    entry = find(name)
+    if entry.removes != removes:
+        raise MethodError(f"--method {name} removes {entry.removes}, not {removes}: call {COMMANDS[entry.removes]}.")
+    if {"data", "labels", "training"} & set(entry.needs) and source.data_name is None:
+        raise DataError(f"the method {name} reads {' and '.join(entry.needs)}: give --data.")
     try:
         return entry.make(**settings)
     except TypeError as error:
         raise MethodError(f"--set {dict(settings)} does not suit {entry.name}: {error}.") from error
+
+
+def data_and_task(source: Source, batch_size: int) -> tuple[Any, Any]:
+    """Return batches for a method and how to read them; None twice where no data was named."""
+    if source.data is None:
+        return None, None
+    return source.loaders("pruning", batch_size, augment=False).train, source.task
 
 
 def repairs(names: list[str] | None) -> tuple[str, ...] | None:
@@ -153,41 +170,57 @@ class Accuracies:
         return f"test {self.metric_name}: {', '.join(said)}"
 
 
+def stages(request: Request, model: nn.Module, result: PruneResult) -> dict[str, nn.Module]:
+    """Return the model before, as cut and repaired, as far as there is data to tell them apart."""
+    if request.source.data is None:
+        return {}
+    found = {"before": model, "as_cut": shrink(result.decision.model or model, result.graph, result.plan)}
+    return found if request.repair == () else found | {"repaired": result.model}
+
+
 def finish(
-    request: Request,
-    model: nn.Module,
-    result: PruneResult,
+    source: Source,
+    small: nn.Module,
     tuning: Recipe | None,
     *,
+    before: Mapping[str, nn.Module],
+    batch_size: int,
     folder: Path | None,
     progress: bool | None,
+    attachments: Sequence[Attachment] = (),
 ) -> tuple[nn.Module, Accuracies | None]:
     """Fine-tune if asked, and measure on the test part if there is data.
 
     Args:
-        request: what was asked.
-        model: the model before.
-        result: what pruning gave.
+        source: model and data.
+        small: what pruning gave.
         tuning: how to fine-tune; None = not.
+        before: the model's earlier stages, by their names in `Accuracies`.
+        batch_size: images in a batch.
         folder: where checkpoints go; None = nowhere.
         progress: False = no bars.
+        attachments: what takes part in the fine-tuning.
     """
-    if request.source.data is None:
-        return result.model, None
-    loaders = request.source.loaders("fine-tuning", request.batch_size, augment=True)
+    if source.data is None:
+        return small, None
+    loaders = source.loaders("fine-tuning", batch_size, augment=True)
 
     def metric(of: nn.Module) -> float:
-        return evaluate(of, loaders.test, request.source.task, progress=progress)
+        return evaluate(of, loaders.test, source.task, progress=progress)
 
-    cut = shrink(result.decision.model or model, result.graph, result.plan)
-    found = {"before": metric(model), "as_cut": metric(cut)}
-    if request.repair != ():
-        found["repaired"] = metric(result.model)
-    small = result.model
+    found = {name: metric(stage) for name, stage in before.items()}
     if tuning is not None:
-        small, _ = finetune(small, loaders.train, request.source.task, tuning, checkpoint_dir=folder, progress=progress)
+        small, _ = finetune(
+            small,
+            loaders.train,
+            source.task,
+            tuning,
+            attachments=attachments,
+            checkpoint_dir=folder,
+            progress=progress,
+        )
         found["finetuned"] = metric(small)
-    return small, Accuracies(request.source.task.name, **found)
+    return small, Accuracies(source.task.name, **found)
 
 
 def save(small: nn.Module, result: PruneResult, facts: dict[str, Any], target: Path) -> None:
@@ -196,8 +229,16 @@ def save(small: nn.Module, result: PruneResult, facts: dict[str, Any], target: P
     Raises:
         StoreError: it cannot be written.
     """
-    check = facts["verification"]
-    details = {
+    with new_folder(target) as folder:
+        store.save(small, folder, details=details_of(facts))
+        result.plan.save(folder / "plan.json")
+        (folder / "result.json").write_text(json.dumps(facts, indent=1, default=str), encoding="utf-8")
+
+
+def details_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what goes into the record of a saved model."""
+    check = facts.get("verification")
+    return {
         "source": facts["model"],
         "method": facts["method"],
         "settings": facts["settings"],
@@ -205,10 +246,6 @@ def save(small: nn.Module, result: PruneResult, facts: dict[str, Any], target: P
         "verification_error": check["max_relative_error"] if check else None,
         "notes": {"result": "result.json"},
     }
-    with new_folder(target) as folder:
-        store.save(small, folder, details=details)
-        result.plan.save(folder / "plan.json")
-        (folder / "result.json").write_text(json.dumps(facts, indent=1, default=str), encoding="utf-8")
 
 
 @contextlib.contextmanager
