@@ -26,7 +26,7 @@ LINES = (
     ("recovery",),
     ("methods",),
     ("catalogue",),
-    ("prune", "iterate", "attach", "sparsify"),
+    ("prune", "iterate", "attach", "sparsify", "compact"),
     ("compare",),
     ("report",),
     ("cli", "demo"),

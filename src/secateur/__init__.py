@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .attach import attach as attach
     from .budget import Budget as Budget
     from .budget import Limits as Limits
+    from .compact import CompactResult as CompactResult
+    from .compact import compact as compact
     from .graph import ChannelGraph as ChannelGraph
     from .graph import ChannelGroup as ChannelGroup
     from .graph import trace as trace
@@ -44,6 +46,7 @@ _HOMES = {  # name -> the module that has it
     "Budget": "budget",
     "ChannelGraph": "graph",
     "ChannelGroup": "graph",
+    "CompactResult": "compact",
     "HeldZeros": "train.held_zeros",
     "IterativeResult": "iterate",
     "Limits": "budget",
@@ -54,6 +57,7 @@ _HOMES = {  # name -> the module that has it
     "Verification": "surgery.verify",
     "WeightPlan": "weight_plan",
     "attach": "attach",
+    "compact": "compact",
     "data_influence": "methods.influence",
     "finalize": "surgery.finalize",
     "finetune": "recovery.finetune",
@@ -76,6 +80,7 @@ __all__ = [
     "Budget",
     "ChannelGraph",
     "ChannelGroup",
+    "CompactResult",
     "HeldZeros",
     "IterativeResult",
     "Limits",
@@ -86,6 +91,7 @@ __all__ = [
     "Verification",
     "WeightPlan",
     "attach",
+    "compact",
     "data_influence",
     "finalize",
     "finetune",

@@ -63,14 +63,24 @@ class PruneResult:
         return 1 - self.after.of(self.budget.of) / whole if whole else 0.0
 
     def __str__(self) -> str:
-        rows = [("", "before", "after", "removed")]
-        for what in ("channels", "macs", "params", "bytes"):
-            old, new = self.before.of(what), self.after.of(what)
-            rows.append((what, f"{old:,}", f"{new:,}", f"{1 - new / old:.1%}" if old else "–"))
-        widths = [max(len(row[k]) for row in rows) for k in range(4)]
-        lines = ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
         asked = f"asked: {self.budget}; got {self.removed:.1%}"
-        return "\n".join([*lines, asked, str(self.verification) if self.verification else "not verified"])
+        return "\n".join(
+            [
+                cost_table(self.before, self.after),
+                asked,
+                str(self.verification) if self.verification else "not verified",
+            ]
+        )
+
+
+def cost_table(before: Costs, after: Costs) -> str:
+    """Return costs before and after as a table."""
+    rows = [("", "before", "after", "removed")]
+    for what in ("channels", "macs", "params", "bytes"):
+        old, new = before.of(what), after.of(what)
+        rows.append((what, f"{old:,}", f"{new:,}", f"{1 - new / old:.1%}" if old else "–"))
+    widths = [max(len(row[k]) for row in rows) for k in range(4)]
+    return "\n".join("  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)
 
 
 def prune(
