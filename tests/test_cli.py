@@ -534,3 +534,13 @@ def test_weights_may_be_a_saved_model_that_was_cut(tiny, tmp_path):
     facts("prune", tiny, "--input-shape", "1x8x8", "--remove", 0.5, "--out", out)
     found = facts("sparsify", tiny, "--weights", out, "--remove", 0.5)
     assert found["weights"]["3.weight"]["before"] == 4 * 3 * 9
+
+
+def test_bench_times_zeros_in_every_form_and_says_what_helped(tiny, tmp_path):
+    base = ("bench", tiny, "--input-shape", "1x8x8", "--batch", 1, "--seconds", 0.005)
+    found = facts(*base, "--zeros", 0.5)["comparisons"][0]
+    assert [row["form"] for row in found["rows"]][:3] == ["dense", "zeros", "CSR"]
+    out = tmp_path / "sparse"
+    facts("sparsify", tiny, "--remove", 0.5, "--out", out)
+    assert "of the parameters are zero; dense kernels run them at" in run(*base, "--pruned", out).stdout
+    assert run(*base, "--zeros", 0.5, "--remove", 0.5).exit_code == 2
