@@ -26,7 +26,7 @@ LINES = (
     ("recovery",),
     ("methods",),
     ("catalogue",),
-    ("prune", "iterate", "attach", "sparsify", "source"),
+    ("prune", "iterate", "attach", "sparsify", "compact", "source"),
     ("compare",),
     ("report",),
     ("cli", "demo"),

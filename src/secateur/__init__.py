@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .attach import attach as attach
     from .budget import Budget as Budget
     from .budget import Limits as Limits
+    from .compact import CompactResult as CompactResult
+    from .compact import compact as compact
     from .graph import ChannelGraph as ChannelGraph
     from .graph import ChannelGroup as ChannelGroup
     from .graph import trace as trace
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from .sparsify import sparsify as sparsify
     from .store import load as load
     from .store import save as save
+    from .surgery.finalize import finalize as finalize
     from .surgery.mask import mask as mask
     from .surgery.optimizer import shrink_optimizer as shrink_optimizer
     from .surgery.selection import with_selections as with_selections
@@ -47,6 +50,7 @@ _HOMES = {  # name -> the module that has it
     "ChannelGraph": "graph",
     "ChannelGroup": "graph",
     "ChannelSelect": "graph.select",
+    "CompactResult": "compact",
     "HeldZeros": "train.held_zeros",
     "IterativeResult": "iterate",
     "Limits": "budget",
@@ -58,7 +62,9 @@ _HOMES = {  # name -> the module that has it
     "Watch": "methods",
     "WeightPlan": "weight_plan",
     "attach": "attach",
+    "compact": "compact",
     "data_influence": "methods.influence",
+    "finalize": "surgery.finalize",
     "finetune": "recovery.finetune",
     "fold_constants": "recovery.fold",
     "load": "store",
@@ -81,6 +87,7 @@ __all__ = [
     "ChannelGraph",
     "ChannelGroup",
     "ChannelSelect",
+    "CompactResult",
     "HeldZeros",
     "IterativeResult",
     "Limits",
@@ -92,7 +99,9 @@ __all__ = [
     "Watch",
     "WeightPlan",
     "attach",
+    "compact",
     "data_influence",
+    "finalize",
     "finetune",
     "fold_constants",
     "load",

@@ -24,6 +24,7 @@ from .recovery.fold import fold_constants
 from .recovery.refit import refit
 from .store import BudgetNote, Details, annotate_
 from .surgery.feasible import feasible
+from .surgery.finalize import check_plain
 from .surgery.shrink import fitted, shrink
 from .surgery.verify import Verification, verify
 from .train.task import Task
@@ -64,14 +65,24 @@ class PruneResult:
         return 1 - self.after.of(self.budget.of) / whole if whole else 0.0
 
     def __str__(self) -> str:
-        rows = [("", "before", "after", "removed")]
-        for what in ("channels", "macs", "params", "bytes"):
-            old, new = self.before.of(what), self.after.of(what)
-            rows.append((what, f"{old:,}", f"{new:,}", f"{1 - new / old:.1%}" if old else "–"))
-        widths = [max(len(row[k]) for row in rows) for k in range(4)]
-        lines = ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
         asked = f"asked: {self.budget}; got {self.removed:.1%}"
-        return "\n".join([*lines, asked, str(self.verification) if self.verification else "not verified"])
+        return "\n".join(
+            [
+                cost_table(self.before, self.after),
+                asked,
+                str(self.verification) if self.verification else "not verified",
+            ]
+        )
+
+
+def cost_table(before: Costs, after: Costs) -> str:
+    """Return costs before and after as a table."""
+    rows = [("", "before", "after", "removed")]
+    for what in ("channels", "macs", "params", "bytes"):
+        old, new = before.of(what), after.of(what)
+        rows.append((what, f"{old:,}", f"{new:,}", f"{1 - new / old:.1%}" if old else "–"))
+    widths = [max(len(row[k]) for row in rows) for k in range(4)]
+    return "\n".join("  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)
 
 
 def prune(
@@ -124,7 +135,7 @@ def prune(
         NothingToPrune: no channel is free to go.
         UnknownName: no such method or protected module.
         TraceError: the model rejects the example input.
-        MethodError: the method cannot work on this model, data or these weights.
+        MethodError: the method cannot work on this model, data or these weights, or torch.nn.utils.prune masks them.
         PlanError: `graph` is of another model.
         VerificationError: the smaller model is not the masked one; nothing is returned.
     """
@@ -134,6 +145,7 @@ def prune(
         raise MethodError(
             f"tracking={tracking}: {type(chosen).__name__} takes no part in training, so there is nothing to show."
         )
+    check_plain(model)
     repairs = _repairs(repair, data, task)
     example, named = as_args(args), dict(kwargs or {})
     graph = graph if graph is not None else trace(model, example, named)

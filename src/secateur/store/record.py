@@ -19,7 +19,7 @@ from ..graph.select import SELECT
 from ..surgery.layout import is_dense
 from ..surgery.record import AttributeChange, SurgeryRecord
 
-FORMAT = 2  # the newest that is read; 1 is written where no residual branch is gone, so that earlier versions read it
+FORMAT = 2  # 2 brought packed tensors, masked parameters and branches that are gone; what has none is written as 1
 DTYPES = {
     name: dtype
     for name in (
@@ -102,6 +102,7 @@ class StoredTensor(_Checked):
         shape: of the tensor.
         strides: in elements, without gaps; None = the usual ones.
         requires_grad: whether it is trained.
+        nonzero: number of values in the file, where only those that are not zero lie there; see `packing`.
     """
 
     kind: Literal["parameter", "buffer"]
@@ -109,6 +110,7 @@ class StoredTensor(_Checked):
     shape: tuple[Count, ...]
     strides: tuple[Count, ...] | None = None
     requires_grad: bool = False
+    nonzero: Count | None = None
 
     @model_validator(mode="after")
     def _is_possible(self) -> StoredTensor:
@@ -232,6 +234,7 @@ class StoredModel(_Checked):
         same_as: name of a tied tensor -> the name under which it lies in the file.
         empty: parameters and buffers that are None.
         classes: module path -> name of its class.
+        masked: parameters that lost single weights; their zeros are to stay.
     """
 
     format: int
@@ -247,9 +250,12 @@ class StoredModel(_Checked):
     same_as: dict[str, str]
     empty: list[str]
     classes: dict[str, str]
+    masked: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _is_possible(self) -> StoredModel:
+        if unknown := sorted(set(self.masked) - self.tensors.keys()):
+            raise ValueError(f"{unknown[0]!r} is masked, and it is not in the file")
         if unknown := sorted(set(self.same_as.values()) - self.tensors.keys()):
             raise ValueError(f"a tensor is tied to {unknown[0]!r}, which is not in the file")
         if double := sorted(self.tensors.keys() & (self.same_as.keys() | set(self.empty))):
