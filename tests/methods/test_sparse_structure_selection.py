@@ -12,6 +12,7 @@ from secateur import Budget, Limits, Plan, finetune, prune, prune_iteratively, s
 from secateur.data import digits
 from secateur.errors import BudgetError, MethodError, NothingToPrune
 from secateur.methods import Problem, SparseStructureSelection
+from secateur.methods._history import EpochView
 from secateur.methods.sparse_structure_selection import apg_step
 from secateur.models import ResNet
 from secateur.surgery.mask import mask
@@ -239,6 +240,15 @@ def test_what_training_did_not_bring_to_zero_is_told(caplog):
     run(problem_of(models.post_activation), SparseStructureSelection(penalty=0.0)).finish()
     assert "training brought 0 of the" in caplog.text
     assert "raise penalty=0" in caplog.text
+
+
+def test_what_a_cut_would_leave_now_counts_branches_too():
+    problem = problem_of(models.norm_first, remove=0.3)
+    attached = run(problem, SparseStructureSelection(penalty=6.0))
+    view = EpochView.of(1, attached.standing(), problem.graph)
+    assert view.if_cut == problem.graph.costs(attached.finish().plan)
+    zeros = [name for name, size in attached.structures.of_branches(attached.factors).items() if size == 0]
+    assert view.so_far == problem.graph.costs(Plan(removed_branches=tuple(zeros)))
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

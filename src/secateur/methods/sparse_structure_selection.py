@@ -51,6 +51,7 @@ from ..train.schedules import Recipe
 from ._attached import Attached, train_and_decide
 from ._channel_sides import Sides
 from ._filter_masks import maskable
+from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import eligible
 from ._settings import check_settings
@@ -217,6 +218,19 @@ class Selection(Attached):
         """Say in the log how many factors are at zero."""
         zeros = int((self.factors == 0).sum())
         log.info("epoch %d: %d of %d factors are at zero", moment.epoch + 1, zeros, self.structures.count)
+
+    def standing(self) -> Standing:
+        """Return the sizes of factors; out are those at zero."""
+        scores = self._scores()
+        plan = plan_of(self.problem, self.structures, scores)
+        channels, branches = self.structures.of_groups(scores), self.structures.of_branches(scores)
+        return Standing(
+            channels,
+            {name: len(plan.kept[name]) for name in channels},
+            {name: int((own == 0).sum()) for name, own in channels.items()},
+            plan.removed_branches,
+            tuple(name for name, size in branches.items() if size == 0),
+        )
 
     def finish(self) -> Decision:
         """Rank the structures by the size of their factors and meet the budget exactly; the model stays as it is.
