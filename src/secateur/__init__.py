@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from .graph import ChannelGraph as ChannelGraph
     from .graph import ChannelGroup as ChannelGroup
     from .graph import trace as trace
+    from .graph.select import ChannelSelect as ChannelSelect
     from .iterate import IterativeResult as IterativeResult
     from .iterate import prune_iteratively as prune_iteratively
+    from .methods import Watch as Watch
     from .methods.influence import data_influence as data_influence
     from .methods.sensitivity import SensitivityCurves as SensitivityCurves
     from .methods.sensitivity import sensitivity as sensitivity
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from .surgery.finalize import finalize as finalize
     from .surgery.mask import mask as mask
     from .surgery.optimizer import shrink_optimizer as shrink_optimizer
+    from .surgery.selection import with_selections as with_selections
     from .surgery.shrink import shrink as shrink
     from .surgery.verify import Verification as Verification
     from .surgery.verify import verify as verify
@@ -46,6 +49,7 @@ _HOMES = {  # name -> the module that has it
     "Budget": "budget",
     "ChannelGraph": "graph",
     "ChannelGroup": "graph",
+    "ChannelSelect": "graph.select",
     "CompactResult": "compact",
     "HeldZeros": "train.held_zeros",
     "IterativeResult": "iterate",
@@ -55,6 +59,7 @@ _HOMES = {  # name -> the module that has it
     "SensitivityCurves": "methods.sensitivity",
     "SparseResult": "sparsify",
     "Verification": "surgery.verify",
+    "Watch": "methods",
     "WeightPlan": "weight_plan",
     "attach": "attach",
     "compact": "compact",
@@ -74,12 +79,14 @@ _HOMES = {  # name -> the module that has it
     "sparsify": "sparsify",
     "trace": "graph",
     "verify": "surgery.verify",
+    "with_selections": "surgery.selection",
 }
 
 __all__ = [
     "Budget",
     "ChannelGraph",
     "ChannelGroup",
+    "ChannelSelect",
     "CompactResult",
     "HeldZeros",
     "IterativeResult",
@@ -89,6 +96,7 @@ __all__ = [
     "SensitivityCurves",
     "SparseResult",
     "Verification",
+    "Watch",
     "WeightPlan",
     "attach",
     "compact",
@@ -109,6 +117,7 @@ __all__ = [
     "sparsify",
     "trace",
     "verify",
+    "with_selections",
 ]
 
 

@@ -16,7 +16,8 @@ from .catalogue import find
 from .errors import BudgetError, MethodError, NothingPruned, SurgeryError, VerificationError
 from .graph.costs import Costs
 from .graph.groups import ChannelGraph, as_args, trace
-from .methods._problem import Decision, Method, Problem
+from .methods._attached import TrainingMethod
+from .methods._problem import Decision, Method, Problem, prepared
 from .plan import Plan
 from .recovery.batchnorm import reestimate_batchnorm_
 from .recovery.fold import fold_constants
@@ -24,9 +25,10 @@ from .recovery.refit import refit
 from .store import BudgetNote, Details, annotate_
 from .surgery.feasible import feasible
 from .surgery.finalize import check_plain
-from .surgery.shrink import check_model, shrink
+from .surgery.shrink import fitted, shrink
 from .surgery.verify import Verification, verify
 from .train.task import Task
+from .train.tracking import Tracking
 
 log = logging.getLogger(__name__)
 REPAIRS = ("fold", "refit", "batchnorm")
@@ -100,6 +102,7 @@ def prune(
     seed: int = 0,
     check: bool = True,
     graph: ChannelGraph | None = None,
+    tracking: Tracking | None = None,
 ) -> PruneResult:
     """Remove channels from a model and return a smaller one that computes what the masked one computes.
 
@@ -122,6 +125,7 @@ def prune(
         seed: makes random choices repeatable.
         check: verify the result in float64 and refuse a wrong one.
         graph: the model's graph, if you have it.
+        tracking: where to show, after each epoch, how a method that takes part in training gets on.
 
     Returns:
         The smaller model, in the training mode of `model`, with plan, costs and verification.
@@ -137,17 +141,21 @@ def prune(
     """
     limits = _limits(limits, protect, min_keep, round_to)
     chosen = _method(method)
+    if tracking is not None and not isinstance(chosen, TrainingMethod):
+        raise MethodError(
+            f"tracking={tracking}: {type(chosen).__name__} takes no part in training, so there is nothing to show."
+        )
     check_plain(model)
     repairs = _repairs(repair, data, task)
     example, named = as_args(args), dict(kwargs or {})
     graph = graph if graph is not None else trace(model, example, named)
     _check_model(model, graph, check=check)
-    problem = Problem(model, graph, budget, limits, example, named, data, task, seed)
+    problem = prepared(chosen, Problem(model, graph, budget, limits, example, named, data, task, seed, tracking))
     cut, small = _cut(problem, chosen, repairs)
     graph, plan = cut.graph, cut.decision.plan
-    if not plan.removed_count and budget.remove > 0:
+    if plan.is_empty and budget.remove > 0:
         warnings.warn(f"{budget}: nothing was removed.", NothingPruned, stacklevel=2)
-    verification = _verified(cut.source, small, plan, example, named) if check else None
+    verification = _verified(fitted(cut.source, graph), small, plan, example, named) if check else None
     wants_statistics = cut.decision.is_refitted if repairs is None else "batchnorm" in repairs
     if wants_statistics and data is not None and task is not None:
         reestimate_batchnorm_(small, data, task)
@@ -180,7 +188,9 @@ class _Cut:
 
 def _cut(problem: Problem, method: Method, repairs: tuple[str, ...] | None) -> tuple[_Cut, nn.Module]:
     """Decide and cut; where the model's code cannot express a cut, leave those groups whole and decide again."""
-    is_rehearsed = False
+    is_rehearsed = problem.data is not None
+    if is_rehearsed:  # a method that reads data, let alone trains, is dearer to ask twice than a rehearsal
+        problem = _rehearsed(problem)
     while True:
         decision = method.decide(problem)
         try:
@@ -189,21 +199,31 @@ def _cut(problem: Problem, method: Method, repairs: tuple[str, ...] | None) -> t
         except SurgeryError:
             if is_rehearsed:
                 raise
-            is_rehearsed, graph = True, feasible(problem.model, problem.graph)
-            if not graph.rigid:
+            is_rehearsed, before = True, problem
+            problem = _rehearsed(problem)
+            if problem is before:
                 raise
-            log.warning("left whole, since the model's code cannot narrow them: %s", ", ".join(graph.rigid))
-            problem = dataclasses.replace(problem, graph=graph)
+
+
+def _rehearsed(problem: Problem) -> Problem:
+    """Return the problem without the groups that the model's code cannot narrow; itself where there are none."""
+    graph = feasible(problem.model, problem.graph)
+    if not graph.rigid:
+        return problem
+    log.warning("left whole, since the model's code cannot narrow them: %s", ", ".join(graph.rigid))
+    return dataclasses.replace(problem, graph=graph)
 
 
 def _repaired(problem: Problem, decision: Decision, repairs: tuple[str, ...] | None) -> nn.Module:
     """Return the full-width model to cut, after the repairs that come before the cut; None = the usual ones."""
     source = decision.model if decision.model is not None else problem.model
-    if not decision.plan.removed_count:
+    if decision.plan.is_empty:
         return source
     if repairs is not None and "fold" in repairs:
         source = fold_constants(source, problem.graph, decision.plan)
-    wants_refit = not decision.is_refitted if repairs is None else "refit" in repairs
+    wants_refit = (
+        decision.plan.removed_count > 0 and not decision.is_refitted if repairs is None else "refit" in repairs
+    )
     if wants_refit and problem.data is not None and problem.task is not None:
         source = refit(source, problem.graph, decision.plan, problem.data, problem.task, target=problem.model)
     return source
@@ -228,7 +248,7 @@ def _method(method: str | Method) -> Method:
 
 
 def _check_model(model: nn.Module, graph: ChannelGraph, *, check: bool) -> None:
-    check_model(model, graph)
+    fitted(model, graph)
     blank = [name for name, tensor in model.named_parameters() if tensor.device.type == "meta"]
     if blank and check:
         raise MethodError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,21 @@ from torch import nn
 from .. import store
 from ..budget import Budget, Limits
 from ..catalogue import find
-from ..errors import DataError, MethodError
+from ..errors import DataError, MethodError, MissingExtra
 from ..graph.costs import Costs
+from ..methods import History
+from ..methods._attached import TrainingMethod
 from ..prune import REPAIRS, PruneResult
 from ..prune import prune as prune_model
 from ..recovery.finetune import finetune
+from ..report.training import draw_training
+from ..source import Source
 from ..surgery.shrink import shrink
-from ..train import Recipe, evaluate
+from ..train import Recipe, Tracking, evaluate
 from ..train.attachment import Attachment
 from ._folder import new_folder
-from ._source import Source
 
+log = logging.getLogger(__name__)
 COSTS = ("channels", "macs", "params", "bytes")
 COMMANDS = {"channels": "secateur prune", "weights": "secateur sparsify"}  # what a method removes -> who calls it
 
@@ -42,6 +47,7 @@ class Request:
         limits: what every plan respects.
         repair: what to mend; None = what `secateur.prune` does by itself.
         batch_size: images in a batch.
+        tracking: where training is shown, that of the method and of fine-tuning.
     """
 
     source: Source
@@ -51,10 +57,23 @@ class Request:
     limits: Limits
     repair: tuple[str, ...] | None = None
     batch_size: int = 128
+    tracking: Tracking | None = None
     made: Any = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "made", made_method(self.method, self.settings, self.source, removes="channels"))
+
+    @property
+    def finetune_tracking(self) -> Tracking | None:
+        """Where fine-tuning is shown: in a run of its own after a method that trains, whose epochs it has not."""
+        if self.tracking is None or not self.trains:
+            return self.tracking
+        return replace(self.tracking, run=f"{self.tracking.run}-finetune")
+
+    @property
+    def trains(self) -> bool:
+        """Whether the method takes part in training."""
+        return isinstance(self.made, TrainingMethod)
 
     def prune(self, model: nn.Module) -> PruneResult:
         """Prune; see `secateur.prune` for the errors."""
@@ -69,6 +88,7 @@ class Request:
             limits=self.limits,
             repair=self.repair,
             seed=self.source.seed,
+            tracking=self.tracking if self.trains else None,
         )
 
 
@@ -139,7 +159,14 @@ def facts_of(request: Request, result: PruneResult) -> dict[str, Any]:
             "tolerance": check.tolerance,
         },
         "seed": request.source.seed,
+        **history_of(result),
     }
+
+
+def history_of(result: PruneResult) -> dict[str, Any]:
+    """Return where channels stood after each epoch, if the method took part in training."""
+    history = result.decision.history
+    return {"history": history.to_dict()} if history is not None and history.epochs else {}
 
 
 def _costs(costs: Costs) -> dict[str, int]:
@@ -188,6 +215,7 @@ def finish(
     folder: Path | None,
     progress: bool | None,
     attachments: Sequence[Attachment] = (),
+    tracking: Tracking | None = None,
 ) -> tuple[nn.Module, Accuracies | None]:
     """Fine-tune if asked, and measure on the test part if there is data.
 
@@ -200,6 +228,7 @@ def finish(
         folder: where checkpoints go; None = nowhere.
         progress: False = no bars.
         attachments: what takes part in the fine-tuning.
+        tracking: where to show it; None = nowhere.
     """
     if source.data is None:
         return small, None
@@ -218,6 +247,7 @@ def finish(
             attachments=attachments,
             checkpoint_dir=folder,
             progress=progress,
+            tracking=tracking,
         )
         found["finetuned"] = metric(small)
     return small, Accuracies(source.task.name, **found)
@@ -233,6 +263,8 @@ def save(small: nn.Module, result: PruneResult, facts: dict[str, Any], target: P
         store.save(small, folder, details=details_of(facts))
         result.plan.save(folder / "plan.json")
         (folder / "result.json").write_text(json.dumps(facts, indent=1, default=str), encoding="utf-8")
+        if "history" in facts and result.decision.history is not None:
+            draw(result.decision.history, folder / "training.html")
 
 
 def details_of(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,6 +278,14 @@ def details_of(facts: Mapping[str, Any]) -> dict[str, Any]:
         "verification_error": check["max_relative_error"] if check else None,
         "notes": {"result": "result.json"},
     }
+
+
+def draw(history: History, path: Path) -> None:
+    """Draw how training went, where the extra for reports is installed; its figures are in the result in any case."""
+    try:
+        draw_training(history, path_html=path)
+    except MissingExtra as error:
+        log.warning("%s is not written: %s", path.name, error)
 
 
 @contextlib.contextmanager

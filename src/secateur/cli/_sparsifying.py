@@ -14,11 +14,11 @@ from .. import store
 from ..budget import Budget
 from ..errors import ModelError
 from ..methods import Pattern
+from ..source import Source
 from ..sparsify import SparseResult
 from ..sparsify import sparsify as sparsify_model
 from ._folder import new_folder
 from ._pruning import data_and_task, details_of, made_method
-from ._source import Source
 
 
 @dataclass(frozen=True)

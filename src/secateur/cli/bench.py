@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from ..measure.execution import Executions
     from ..measure.latency import Comparison
+    from ..source import Source
     from ._pruning import Request
-    from ._source import Source
 
 Pruned = Annotated[
     str | None,
@@ -89,8 +89,8 @@ def bench(
     sizes, chosen, image = counts(batch, "--batch"), pairs(settings, "--set"), shape(input_shape)
     with session(as_json=as_json, verbose=verbose, quiet=False) as run:
         from ..budget import Budget, Limits
+        from ..source import Source
         from ._pruning import Request
-        from ._source import Source
 
         source = Source(model, weights, shape=image, class_count=classes, device=device, seed=seed)
         before = source.model()

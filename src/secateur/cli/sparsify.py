@@ -106,9 +106,9 @@ def sparsify(
     with session(as_json=as_json, verbose=verbose, quiet=quiet, threads=threads) as run:
         from ..budget import Budget
         from ..methods import Pattern
+        from ..source import Source, changed, recipe_for
         from ._folder import check_free
         from ._pruning import brief
-        from ._source import Source, changed, recipe_for
         from ._sparsifying import Request
 
         source = Source(model, weights, pretrained, image, classes, data, hold_out, device, seed)

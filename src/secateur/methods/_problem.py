@@ -15,6 +15,8 @@ from ..graph.groups import ChannelGraph
 from ..graph.walk import buffers_of, parameters_of
 from ..plan import Plan
 from ..train.task import Task
+from ..train.tracking import Tracking
+from ._history import History
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Problem:
         data: batches for methods that need data; re-iterable.
         task: how to read a batch; needed with `data`.
         seed: makes everything random repeatable.
+        tracking: where a method that takes part in training shows how it goes.
 
     Raises:
         BudgetError: the budget is no `Budget`, or counts single weights.
@@ -45,6 +48,7 @@ class Problem:
     data: Iterable[Any] | None = None
     task: Task | None = None
     seed: int = 0
+    tracking: Tracking | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.budget, Budget):
@@ -64,6 +68,8 @@ class Problem:
         """
         protected = self.graph.touching(self.limits.protect)
         least = max(self.limits.min_keep + 1, self.limits.round_to)
+        if self.graph.selections is None:  # selections that a model has are for methods that ask for them
+            protected |= self.graph.selecting.keys()
         names = [n for n, g in self.graph.groups.items() if n not in protected and g.width >= least]
         if not names:
             raise NothingToPrune(
@@ -106,12 +112,28 @@ class Decision:
         scores: group -> (width,) score per channel, higher = keep, where the method has scores.
         is_refitted: the weights that stay already make up for what goes, since the paper re-fits or trains them:
             `prune` does not re-fit them again unless asked to.
+        history: where channels stood after each epoch, of a method that took part in training.
     """
 
     plan: Plan
     model: nn.Module | None = None
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
     is_refitted: bool = False
+    history: History | None = None
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A method that wants the problem posed in another way, such as on a graph with channel selections."""
+
+    def prepare(self, problem: Problem) -> Problem:
+        """Return the problem that the method's plans are for; a prepared one as it is."""
+        ...
+
+
+def prepared(method: object, problem: Problem) -> Problem:
+    """Return a problem as a method wants it."""
+    return method.prepare(problem) if isinstance(method, Preparing) else problem
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import StoreError
+from ..surgery.branches import KIND as BRANCH
 from ..surgery.layout import axis_order
 from ..surgery.record import RECORD, SurgeryRecord, record_of
 from ..weight_plan import masked_in
@@ -57,7 +58,8 @@ def save(
         if packed := smaller(name, written[name]):
             written |= packed
             stored[name] = stored[name].model_copy(update={"nonzero": len(packed[name])})
-    is_plain = not masked and all(tensor.nonzero is None for tensor in stored.values())
+    has_branches = any(settings.get("kind") == BRANCH for settings in record.swapped.values())
+    is_plain = not masked and not has_branches and all(tensor.nonzero is None for tensor in stored.values())
 
     def describe(sha256: str, size_bytes: int) -> StoredModel:
         return StoredModel(
