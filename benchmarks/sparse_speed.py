@@ -76,7 +76,7 @@ def row(model: nn.Module, images: Tensor, zeros: float, pattern: str | None, run
 
 def table(name: str, rows: list[dict[str, Any]]) -> str:
     """Return rows as Markdown: times as fast as the dense model of the same run."""
-    heads = ["zeros", *[form for form in ("zeros", *FORMS)], CUT]
+    heads = ["share of zeros", "zeros", *FORMS, CUT]
     lines = [f"### {name}", "", f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for found in rows:
         cells = [found["pattern"] or f"{found['zeros']:.0%}"]
