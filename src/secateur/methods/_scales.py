@@ -24,6 +24,7 @@ from ._attached import Attached
 from ._filters import positions_in
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_scores
+from ._taking_part import own_state
 
 log = logging.getLogger(__name__)
 SMALL = 1e-3  # of the largest scale: below this a penalty has done its work. Ours; it decides over messages only.
@@ -249,9 +250,7 @@ class ScaleRun(Attached):
         Raises:
             MethodError: it is another.
         """
-        if state.get("method") != self.name:
-            raise MethodError(f"{self.name} cannot go on from the state of {state.get('method', 'another method')!r}.")
-        there, here = state["settings"], self._settings()
+        there, here = own_state(state, self.name)["settings"], self._settings()
         if differing := [key for key in here if here[key] != there.get(key)]:
             key = differing[0]
             raise MethodError(
