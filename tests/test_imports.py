@@ -34,7 +34,19 @@ LINES = (
 BRANCH = ("models", "data")
 BRANCH_OFF, BRANCH_USERS = "train", ("prune", "iterate", "sparsify", "source", "compare", "report", "cli", "demo")
 
-HEAVY = ("accelerate", "altair", "datasets", "PIL", "pandas", "ray", "rich", "sklearn", "stable_baselines3", "timm")
+HEAVY = (
+    "accelerate",
+    "altair",
+    "datasets",
+    "gymnasium",
+    "PIL",
+    "pandas",
+    "ray",
+    "rich",
+    "sklearn",
+    "stable_baselines3",
+    "timm",
+)
 HEAVY += ("torchmetrics", "torchvision", "transformers", "typer")
 
 

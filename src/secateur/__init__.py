@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .graph.select import ChannelSelect as ChannelSelect
     from .iterate import IterativeResult as IterativeResult
     from .iterate import prune_iteratively as prune_iteratively
+    from .methods import Watch as Watch
     from .methods.influence import data_influence as data_influence
     from .methods.sensitivity import SensitivityCurves as SensitivityCurves
     from .methods.sensitivity import sensitivity as sensitivity
@@ -54,6 +55,7 @@ _HOMES = {  # name -> the module that has it
     "SensitivityCurves": "methods.sensitivity",
     "SparseResult": "sparsify",
     "Verification": "surgery.verify",
+    "Watch": "methods",
     "WeightPlan": "weight_plan",
     "attach": "attach",
     "data_influence": "methods.influence",
@@ -87,6 +89,7 @@ __all__ = [
     "SensitivityCurves",
     "SparseResult",
     "Verification",
+    "Watch",
     "WeightPlan",
     "attach",
     "data_influence",

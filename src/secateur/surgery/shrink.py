@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PlanError, SurgeryError
+from ..graph.branches import tensors_inside
 from ..graph.groups import ChannelGraph
 from ..graph.select import SELECT
 from ..graph.untouched import ATOMS
@@ -42,18 +43,20 @@ def shrink(model: nn.Module, graph: ChannelGraph, plan: Plan, *, round_to: int =
             last of the kept channels go). 1 changes nothing. 8 suits tensor cores, 16 AVX-512.
 
     Returns:
-        The smaller model, in the input's training mode, with a `SurgeryRecord` for `secateur.save`.
+        The smaller model, in the input's training mode, with a `SurgeryRecord` for `secateur.save`. Where residual
+        branches go, `secateur.surgery.branches.NoBranch` stands in place of their modules.
 
     Raises:
-        PlanError: the plan or the graph is of another model.
+        PlanError: the plan or the graph is of another model, or a residual branch cannot be removed.
         SurgeryError: the model's code holds a width that cannot be found among its attributes.
     """
     plan = rounded(plan, round_to)
     model = fitted(model, graph)
     alive = graph.alive(plan)
-    cuts = {name: cut for name in graph.shapes if (cut := _cut_of(graph, name, alive))}
+    gone = _tensors_gone(graph, plan)
+    cuts = {name: cut for name in graph.shapes if name not in gone and (cut := _cut_of(graph, name, alive))}
     small = cut_copy(model, cuts)
-    changes, swapped = repair_(small, model, graph, alive, cuts)
+    changes, swapped = repair_(small, model, graph, plan, cuts)
     kept = {name: [(axis, index.tolist()) for axis, index in cut] for name, cut in cuts.items()}
     shapes = {name: graph.shapes[name] for name in cuts}
     record = SurgeryRecord(kept, changes, swapped, plan.to_json(), shapes, _without_idle_(small, graph, cuts))
@@ -102,7 +105,7 @@ def rounded(plan: Plan, round_to: int) -> Plan:
         width = len(indices)
         is_cut = width < plan.widths[name] and width >= round_to
         kept[name] = indices[: width - width % round_to] if is_cut else indices
-    return Plan(kept, plan.widths)
+    return Plan(kept, plan.widths, plan.removed_branches)
 
 
 def check_model(model: nn.Module, graph: ChannelGraph) -> None:
@@ -118,6 +121,11 @@ def check_model(model: nn.Module, graph: ChannelGraph) -> None:
 
 
 Cut = list[tuple[int, Tensor]]
+
+
+def _tensors_gone(graph: ChannelGraph, plan: Plan) -> set[str]:
+    modules = {path for name in plan.removed_branches for path in graph.branches[name].modules}
+    return tensors_inside(graph, modules)
 
 
 def _cut_of(graph: ChannelGraph, name: str, alive: Array) -> Cut:
