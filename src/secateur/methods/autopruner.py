@@ -62,10 +62,11 @@ from ._attached import Attached, train_and_decide
 from ._channel_sides import Sides
 from ._coding import Code, CodingLayer, Gates, Reader, code_loss, readers_of
 from ._filter_masks import maskable
+from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_counts
-from ._settings import check_settings
-from ._taking_part import check_optimizer, own_state
+from ._settings import check_settings as check_ranges
+from ._taking_part import check_optimizer, check_settings, own_state, settings_of
 from ._training import HeldAtZero
 
 log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ class AutoPruner:
             "search": (0 < self.search <= 1, "a fraction of the epochs in (0, 1]"),
             "allocation": (self.scope == "net" or not is_by_codes, "a count per layer, or scope='net'"),
         }
-        check_settings(self, ranges)
+        check_ranges(self, ranges)
 
     def attach(self, problem: Problem) -> Attached:
         """Return what gates the channels of `problem.model` while it trains, through hooks until `finish`.
@@ -243,6 +244,14 @@ class _Coding(Attached):
             code.lift += 0.0 if code.is_binary(0.2) else self._method.lift
         self._raise_alpha(moment, ended=1)
 
+    def standing(self) -> Standing:
+        """Return what coding layers gave lately; out is what went with the parts that are done."""
+        scores = {n: self._scores[n] if n in self._scores else self._means(n)[2].double().cpu() for n in self._codes}
+        kept = {name: self._counts[name] for name in scores}
+        if self._method.allocation == "global" and self._codes:
+            kept = counts_for(self.problem, list(scores), "global", scores)
+        return Standing(scores, kept, {name: len(self._gone.get(name, ())) for name in scores})
+
     def finish(self) -> Decision:
         """Return the plan of all codes; takes the coding layers off the model.
 
@@ -267,6 +276,7 @@ class _Coding(Attached):
         """Return the coding layers, how far they are, and what has gone."""
         return {
             "method": NAME,
+            "settings": settings_of(self._method),
             "codes": {name: code.state() for name, code in self._codes.items()},
             "optimizer": self._optimizer.state_dict(),
             "parts": [list(part) for part in self._parts],
@@ -286,6 +296,7 @@ class _Coding(Attached):
             MethodError: it is the state of another method, or of this one on another model.
         """
         own = own_state(state, NAME)
+        check_settings(NAME, own["settings"], settings_of(self._method))
         if own["codes"].keys() != self._codes.keys():
             raise MethodError(
                 f"{NAME} was given codes of {list(own['codes'])[:4]} to go on from, and codes "
@@ -397,10 +408,7 @@ class _Coding(Attached):
         """End the first part: what stays is chosen by its codes, which are multiplied into the weights that read."""
         problem, names = self.problem, self._parts.pop(0)
         self._ends = self._ends[1:]
-        means = {name: self._codes[name].lately() for name in names}
-        found = {
-            name: torch.ones(4, problem.graph.groups[name].width) if own is None else own for name, own in means.items()
-        }
+        found = {name: self._means(name) for name in names}
         scores = {name: own[2].double().cpu() for name, own in found.items()}
         allocation = self._method.allocation
         counts = counts_for(problem, names, allocation, scores) if allocation == "global" else self._counts
@@ -418,6 +426,11 @@ class _Coding(Attached):
                     place.write_(weight, rows * code.to(weight).unsqueeze(1))
         self._scores.update(scores)
         self._hold = None
+
+    def _means(self, name: str) -> Tensor:
+        """Return what `Code.lately` says of a group; a code that was never made is on."""
+        found = self._codes[name].lately()
+        return torch.ones(4, self.problem.graph.groups[name].width) if found is None else found
 
     def _report(self, name: str, on: int) -> None:
         width, gone = self.problem.graph.groups[name].width, len(self._gone[name])
