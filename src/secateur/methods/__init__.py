@@ -30,9 +30,11 @@ from .random import Random as Random
 from .random_weights import RandomWeights as RandomWeights
 from .sensitivity import Sensitivity as Sensitivity
 from .soft_filter import SoftFilter as SoftFilter
+from .sparsegpt import SparseGPT as SparseGPT
 from .structured_sparsity import StructuredSparsity as StructuredSparsity
 from .taylor import Taylor as Taylor
 from .thinet import ThiNet as ThiNet
+from .wanda import Wanda as Wanda
 
 __all__ = [
     "Aofp",
@@ -62,9 +64,11 @@ __all__ = [
     "RandomWeights",
     "Sensitivity",
     "SoftFilter",
+    "SparseGPT",
     "StructuredSparsity",
     "Taylor",
     "ThiNet",
+    "Wanda",
     "WeightDecision",
     "WeightMethod",
     "WeightProblem",
