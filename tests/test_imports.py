@@ -27,6 +27,7 @@ LINES = (
     ("methods",),
     ("catalogue",),
     ("prune", "iterate", "attach", "sparsify"),
+    ("language",),
     ("compare",),
     ("report",),
     ("cli", "demo"),

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .graph import trace as trace
     from .iterate import IterativeResult as IterativeResult
     from .iterate import prune_iteratively as prune_iteratively
+    from .language import SparseLanguageModel as SparseLanguageModel
+    from .language import sparsify_language_model as sparsify_language_model
     from .methods.influence import data_influence as data_influence
     from .methods.sensitivity import SensitivityCurves as SensitivityCurves
     from .methods.sensitivity import sensitivity as sensitivity
@@ -49,6 +51,7 @@ _HOMES = {  # name -> the module that has it
     "Plan": "plan",
     "PruneResult": "prune",
     "SensitivityCurves": "methods.sensitivity",
+    "SparseLanguageModel": "language",
     "SparseResult": "sparsify",
     "Verification": "surgery.verify",
     "WeightPlan": "weight_plan",
@@ -66,6 +69,7 @@ _HOMES = {  # name -> the module that has it
     "shrink": "surgery.shrink",
     "shrink_optimizer": "surgery.optimizer",
     "sparsify": "sparsify",
+    "sparsify_language_model": "language",
     "trace": "graph",
     "verify": "surgery.verify",
 }
@@ -80,6 +84,7 @@ __all__ = [
     "Plan",
     "PruneResult",
     "SensitivityCurves",
+    "SparseLanguageModel",
     "SparseResult",
     "Verification",
     "WeightPlan",
@@ -98,6 +103,7 @@ __all__ = [
     "shrink",
     "shrink_optimizer",
     "sparsify",
+    "sparsify_language_model",
     "trace",
     "verify",
 ]
