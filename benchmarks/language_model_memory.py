@@ -1,11 +1,13 @@
 """A language model of 1.3 billion parameters, pruned by Wanda on disk: how much memory does it take?
 
-    python -m benchmarks.language_model_memory [--folder /tmp] [--sequences 4] [--length 128] [--threads 1]
+    python -m benchmarks.language_model_memory [--folder /tmp] [--sequences 4] [--length 128] [--source FOLDER]
 
 A Llama of the shape of Sheared-LLaMA-1.3B (24 blocks of width 2048, 5504 neurons, 32,000 tokens) is written with random
 bfloat16 weights, a shard for each block, and half of the weights of its blocks are removed. Writing and pruning run in
 processes of their own; `peak_gib` is ru_maxrss of the one that prunes, from its start to its end, interpreter and
-libraries included (`imported_gib` is what these take alone). Both folders are deleted afterwards.
+libraries included (`imported_gib` is what these take alone). Both folders are deleted afterwards; `--source` takes one
+that `--role write FOLDER` wrote before, and leaves it. A token's hidden state takes 4 KiB
+while the blocks are gone through; more sequences add nothing else, longer ones what they take inside one block.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ def write(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     about = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", **SHAPE}
     (folder / "config.json").write_text(json.dumps(about))
-    print(json.dumps({"params": count}))
+    print(json.dumps({"written": str(folder)}))
 
 
 def prune(folder: Path, out: Path, sequences: int, length: int) -> None:
@@ -122,6 +124,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--source", type=Path)
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.role:
@@ -132,17 +135,18 @@ def main() -> None:
             prune(Path(given[0]), Path(given[1]), int(given[2]), int(given[3]))
         return
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        source, out = Path(folder, "dense"), Path(folder, "sparse")
-        source.mkdir()
-        written = child("write", source, threads=asked.threads)
+        source, out = asked.source or Path(folder, "dense"), Path(folder, "sparse")
+        if asked.source is None:
+            source.mkdir()
+            child("write", source, threads=asked.threads)
         found = child("prune", source, out, asked.sequences, asked.length, threads=asked.threads)
-        size = sum(path.stat().st_size for path in source.glob("*.safetensors")) / 2**30
+        total = json.loads((source / "model.safetensors.index.json").read_text())["metadata"]["total_size"]
     report = {
         "command": f"python -m benchmarks.language_model_memory --sequences {asked.sequences} --length {asked.length}",
         "method": "wanda, 50 %",
         "shape": SHAPE,
-        "params": written["params"],
-        "checkpoint_gib": round(size, 3),
+        "params": total // 2,
+        "checkpoint_gib": round(total / 2**30, 3),
         "tokens": asked.sequences * asked.length,
         **{name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()},
         "goal_gib": GOAL_GIB,
