@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,vision,hf,lightning,report,dev
+EXTRAS := train,vision,hf,lightning,rl,report,track,dev
 
 .PHONY: demo test test-all check install clean
 

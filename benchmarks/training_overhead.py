@@ -43,6 +43,7 @@ GOALS = {
     "nothing": None,
     "network_slimming": 1.05,
     "ista_bn": 1.05,
+    "sparse_structure_selection": 1.05,
     "soft_filter": 1.05,
     "structured_sparsity": 1.05,
     "centripetal_sgd": 1.15,

@@ -1,7 +1,7 @@
 """Write docs/reference and the table of README.md from the catalogue, docstrings, measurements and exceptions.
 
 A test keeps the pages up to date. A method's page is its module's docstring part by part, the attributes of its class
-as a table of hyper-parameters, and what `benchmarks/results/*_one_shot.json` hold on it, if anything.
+as a table of hyper-parameters, and what the files of `MEASURED` hold on it, if anything.
 """
 
 from __future__ import annotations
@@ -20,12 +20,17 @@ from secateur.catalogue import CATALOGUE, WAIVABLE, Entry
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
-MEASURED = [ROOT / "benchmarks" / "results" / f"{name}_one_shot.json" for name in ("cifar", "digits")]
+MEASURED = [
+    ROOT / "benchmarks" / "results" / f"{name}_{what}.json"
+    for what in ("one_shot", "training_time", "unstructured")
+    for name in ("cifar", "digits")
+]
 NOTE = "<!-- Written by scripts/write_reference.py; do not edit. -->"
 PARTS = ("Source:", "Claim:", "Equation:", "Cost:", "Use it when", "Where we differ, and why:")
-REPAIRS = ("none", "batchnorm", "refit", "refit+batchnorm", "finetune")
-CONTROL = "random"
+REPAIRS = ("none", "batchnorm", "refit", "refit+batchnorm", "finetune", "train", "scratch")
+CONTROLS = ("random", "random_weights")
 CALLS = {"channels": "prune", "weights": "sparsify"}
+BESIDE = ("dense", "l1_filter", "random")
 
 
 def methods_page() -> str:
@@ -81,7 +86,7 @@ def method_page(entry: Entry, *measured: Mapping[str, Any]) -> str:
         lines += ["## What it does not promise", ""]
         lines += [f"It does not promise that {'; nor that '.join(WAIVABLE[name] for name in entry.waives)}.", ""]
     lines += ["## Where we differ, and why", "", *_prose(parts["Where we differ, and why:"]), ""]
-    found = [line for one in measured for line in _measured(entry.name, one)]
+    found = [line for one in measured for line in (_trained if "epochs" in one else _measured)(entry.name, one)]
     lines += ["## What we measured", "", *found] if found else []
     lines += ["[All methods](../methods.md)", ""]
     return "\n".join(lines)
@@ -134,7 +139,7 @@ def _default(own: dataclasses.Field[Any]) -> str:
 
 def _measured(name: str, measured: Mapping[str, Any]) -> list[str]:
     """Return the section on measurements, with the control beside the method; nothing where there are none."""
-    rows = [row for row in measured.get("rows", ()) if row["method"] in (name, CONTROL)]
+    rows = [row for row in measured.get("rows", ()) if row["method"] in (name, *CONTROLS)]
     own = {(row["model"], row["of"], row["remove"]) for row in rows if row["method"] == name}
     rows = [row for row in rows if (row["model"], row["of"], row["remove"]) in own]
     if not own:
@@ -145,16 +150,50 @@ def _measured(name: str, measured: Mapping[str, Any]) -> list[str]:
         [cell[0], f"{100 * cell[2]:g} % of {_unit(cell[1])}", method]
         + [cells.get((*cell, method, repair), "") for repair in repairs]
         for cell in sorted(own)
-        for method in dict.fromkeys((name, CONTROL))
+        for method in dict.fromkeys((name, *CONTROLS))
         if any((*cell, method, repair) in cells for repair in repairs)
     ]
     lines = ["Test accuracy in percent: mean, standard deviation over seeds, and how many seeds.", ""]
     lines += _table(["network", "removed", "method", *(f"repair: {repair}" for repair in repairs)], table)
     whole = [f"{model}: {_accuracy(measured.get('dense'), model)}" for model in sorted({cell[0] for cell in own})]
     lines += ["", f"Data: {measured['data']}. Before pruning: {'; '.join(whole)}. Made by `{measured['command']}`.", ""]
+    lines += _published(name, measured.get("published") or {})
     settings = next((row["settings"] for row in rows if row["method"] == name and row.get("settings")), {})
     said = ", ".join(f"`{key}={value!r}`" for key, value in settings.items())
     return [*lines, f"Settings besides those that all methods share there: {said}.", ""] if said else lines
+
+
+def _trained(name: str, measured: Mapping[str, Any]) -> list[str]:
+    """Return the section on runs of equal length, each with what stands beside it; nothing where there are none."""
+    rows = {row["method"]: row for row in measured.get("rows", ())}
+    if name not in rows:
+        return []
+    scratch = f"scratch:{name}"
+    said = {name: f"`{name}`", "dense": "whole network", scratch: "same widths, from scratch"}
+    shown = [key for key in dict.fromkeys((name, scratch, *BESIDE)) if key in rows]
+    removed = f"{100 * measured['remove']:g} % of the {_unit(measured['of'])}"
+    lines = [
+        f"Test accuracy in percent of {measured['model']} with {removed} removed: "
+        f"mean, standard deviation over seeds, and how many seeds. Every run has {measured['epochs']} epochs in all.",
+        "",
+        *_table(["run", "accuracy"], ([said.get(key, f"`{key}`"), _cell(rows[key])] for key in shown)),
+    ]
+    share, own = rows[name]["share"], rows[name].get("settings") or {}
+    parts = {"before": "without the method", "during": "with it", "tuning": "of fine-tuning"}
+    epochs = ", ".join(f"{share[key]} {text}" for key, text in parts.items() if share[key])
+    lines += ["", f"Epochs: {epochs}. Data: {measured['data']}. Made by `{measured['command']}`.", ""]
+    settings = ", ".join(f"`{key}={value!r}`" for key, value in own.items())
+    return [*lines, f"Settings besides the paper's: {settings}.", ""] if settings else lines
+
+
+def _published(name: str, published: Mapping[str, Any]) -> list[str]:
+    """Return what was published on a method where it was measured, as a paragraph; nothing where nothing was."""
+    rows = [row for row in published.get("rows", ()) if row["method"] == name]
+    if not rows:
+        return []
+    figures = ", ".join(f"{row['accuracy']:.2f} with {100 * row['remove']:g} % removed" for row in rows)
+    source, whole = published["source"], f"{published['dense']:.2f} before"
+    return [f"Published for {published['model']}: {figures}, {whole} ({source}).", ""]
 
 
 def _cell(row: Mapping[str, Any]) -> str:

@@ -464,3 +464,39 @@ def test_bench_of_a_folder_without_a_model_says_so(tmp_path):
     result = run("bench", "digits_resnet", "--pruned", tmp_path)
     assert result.exit_code == 1
     assert "no saved model can be read" in result.stderr
+
+
+# ---------------------------------------------------------------- live view
+
+SHORT = ("--set", 'recipe={"epochs": 2, "lr": 0.01}')
+
+
+def test_prune_writes_how_training_went_as_figures_and_charts(tiny: str, tmp_path: Path) -> None:
+    pytest.importorskip("altair")
+    base = ("prune", tiny, "--data", "digits", "--method", "soft_filter", *SHORT, "--remove", 0.3)
+    facts(*base, "--out", tmp_path / "small")
+    history = json.loads((tmp_path / "small" / "result.json").read_text())["history"]
+    assert [view["epoch"] for view in history["epochs"]] == [1, 2]
+    assert history["epochs"][-1]["if_cut"]["channels"] == sum(history["epochs"][-1]["kept"].values())
+    assert "<html" in (tmp_path / "small" / "training.html").read_text().lower()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_training_pruning_and_finetuning_are_shown_in_tensorboard(tiny: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from .train.test_tracking import events
+
+    shown = ("--data", "digits", "--track", "tensorboard", "--track-dir", tmp_path / "runs")
+    facts("train", tiny, "--epochs", 2, "--out", tmp_path / "base", *shown)
+    assert len(events(tmp_path / "runs" / "base").Scalars("train/loss")) == 2
+    base = ("prune", tiny, "--remove", 0.3, "--out", tmp_path / "small", "--finetune", 1, *shown)
+    facts(*base, "--method", "soft_filter", *SHORT)
+    assert events(tmp_path / "runs" / "small").Tags()["histograms"] == ["scores/0", "scores/3"]
+    assert len(events(tmp_path / "runs" / "small-finetune").Scalars("train/loss")) == 1
+
+
+def test_tracking_what_does_not_train_is_refused(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.train.tracking.find_spec", lambda name: True)
+    result = run("prune", tiny, "--input-shape", "1x8x8", "--remove", 0.3, "--track", "mlflow")
+    assert result.exit_code == 1
+    assert "--track: l1_filter takes no part in training" in result.stderr

@@ -26,16 +26,28 @@ LINES = (
     ("recovery",),
     ("methods",),
     ("catalogue",),
-    ("prune", "iterate", "attach", "sparsify"),
+    ("prune", "iterate", "attach", "sparsify", "source"),
     ("language",),
     ("compare",),
     ("report",),
     ("cli", "demo"),
 )
 BRANCH = ("models", "data")
-BRANCH_OFF, BRANCH_USERS = "train", ("prune", "iterate", "sparsify", "compare", "report", "cli", "demo")
+BRANCH_OFF, BRANCH_USERS = "train", ("prune", "iterate", "sparsify", "source", "compare", "report", "cli", "demo")
 
-HEAVY = ("accelerate", "altair", "datasets", "PIL", "pandas", "ray", "rich", "sklearn", "stable_baselines3", "timm")
+HEAVY = (
+    "accelerate",
+    "altair",
+    "datasets",
+    "gymnasium",
+    "PIL",
+    "pandas",
+    "ray",
+    "rich",
+    "sklearn",
+    "stable_baselines3",
+    "timm",
+)
 HEAVY += ("torchmetrics", "torchvision", "transformers", "typer")
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .iterate import prune_iteratively as prune_iteratively
     from .language import SparseLanguageModel as SparseLanguageModel
     from .language import sparsify_language_model as sparsify_language_model
+    from .methods import Watch as Watch
     from .methods.influence import data_influence as data_influence
     from .methods.sensitivity import SensitivityCurves as SensitivityCurves
     from .methods.sensitivity import sensitivity as sensitivity
@@ -54,6 +55,7 @@ _HOMES = {  # name -> the module that has it
     "SparseLanguageModel": "language",
     "SparseResult": "sparsify",
     "Verification": "surgery.verify",
+    "Watch": "methods",
     "WeightPlan": "weight_plan",
     "attach": "attach",
     "data_influence": "methods.influence",
@@ -87,6 +89,7 @@ __all__ = [
     "SparseLanguageModel",
     "SparseResult",
     "Verification",
+    "Watch",
     "WeightPlan",
     "attach",
     "data_influence",

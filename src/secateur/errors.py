@@ -16,6 +16,7 @@
     ├── ModelError         a model that cannot be built or loaded
     ├── DataError          a data set that cannot be found or read
     ├── TrainingError      a training run that cannot start or go on
+    ├── ExperimentError    an experiment that is malformed, or whose results cannot be kept
     ├── MissingExtra       an optional dependency is not installed; names the extra that brings it
     └── UnknownName        no method, model, module or data set of that name; suggests near ones
 
@@ -83,6 +84,10 @@ class DataError(SecateurError, ValueError):
 
 class TrainingError(SecateurError):
     """A training run cannot start or go on."""
+
+
+class ExperimentError(SecateurError, ValueError):
+    """An experiment that is malformed, or whose results cannot be kept."""
 
 
 class MissingExtra(SecateurError, ImportError):

@@ -16,6 +16,7 @@ from .catalogue import find
 from .errors import BudgetError, MethodError, NothingPruned, SurgeryError, VerificationError
 from .graph.costs import Costs
 from .graph.groups import ChannelGraph, as_args, trace
+from .methods._attached import TrainingMethod
 from .methods._problem import Decision, Method, Problem
 from .plan import Plan
 from .recovery.batchnorm import reestimate_batchnorm_
@@ -26,6 +27,7 @@ from .surgery.feasible import feasible
 from .surgery.shrink import check_model, shrink
 from .surgery.verify import Verification, verify
 from .train.task import Task
+from .train.tracking import Tracking
 
 log = logging.getLogger(__name__)
 REPAIRS = ("fold", "refit", "batchnorm")
@@ -89,6 +91,7 @@ def prune(
     seed: int = 0,
     check: bool = True,
     graph: ChannelGraph | None = None,
+    tracking: Tracking | None = None,
 ) -> PruneResult:
     """Remove channels from a model and return a smaller one that computes what the masked one computes.
 
@@ -111,6 +114,7 @@ def prune(
         seed: makes random choices repeatable.
         check: verify the result in float64 and refuse a wrong one.
         graph: the model's graph, if you have it.
+        tracking: where to show, after each epoch, how a method that takes part in training gets on.
 
     Returns:
         The smaller model, in the training mode of `model`, with plan, costs and verification.
@@ -126,14 +130,18 @@ def prune(
     """
     limits = _limits(limits, protect, min_keep, round_to)
     chosen = _method(method)
+    if tracking is not None and not isinstance(chosen, TrainingMethod):
+        raise MethodError(
+            f"tracking={tracking}: {type(chosen).__name__} takes no part in training, so there is nothing to show."
+        )
     repairs = _repairs(repair, data, task)
     example, named = as_args(args), dict(kwargs or {})
     graph = graph if graph is not None else trace(model, example, named)
     _check_model(model, graph, check=check)
-    problem = Problem(model, graph, budget, limits, example, named, data, task, seed)
+    problem = Problem(model, graph, budget, limits, example, named, data, task, seed, tracking)
     cut, small = _cut(problem, chosen, repairs)
     graph, plan = cut.graph, cut.decision.plan
-    if not plan.removed_count and budget.remove > 0:
+    if plan.is_empty and budget.remove > 0:
         warnings.warn(f"{budget}: nothing was removed.", NothingPruned, stacklevel=2)
     verification = _verified(cut.source, small, plan, example, named) if check else None
     wants_statistics = cut.decision.is_refitted if repairs is None else "batchnorm" in repairs
@@ -187,11 +195,13 @@ def _cut(problem: Problem, method: Method, repairs: tuple[str, ...] | None) -> t
 def _repaired(problem: Problem, decision: Decision, repairs: tuple[str, ...] | None) -> nn.Module:
     """Return the full-width model to cut, after the repairs that come before the cut; None = the usual ones."""
     source = decision.model if decision.model is not None else problem.model
-    if not decision.plan.removed_count:
+    if decision.plan.is_empty:
         return source
     if repairs is not None and "fold" in repairs:
         source = fold_constants(source, problem.graph, decision.plan)
-    wants_refit = not decision.is_refitted if repairs is None else "refit" in repairs
+    wants_refit = (
+        decision.plan.removed_count > 0 and not decision.is_refitted if repairs is None else "refit" in repairs
+    )
     if wants_refit and problem.data is not None and problem.task is not None:
         source = refit(source, problem.graph, decision.plan, problem.data, problem.task, target=problem.model)
     return source

@@ -22,6 +22,7 @@ from secateur.train import Attachment, ClassificationTask, Moment, Recipe, fit
 from ..contract.cases import CASES
 from ..graph.test_cases import NAMES, prepared
 from ..train.cases import KillAt, Killed
+from .attached_runs import lost_on_digits
 
 SHORT = Recipe(epochs=2, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)
 DOUBLE = torch.float64
@@ -388,3 +389,10 @@ def test_other_clusters_need_no_scikit_learn_and_meet_the_budget(clusters, monke
 def test_senseless_setting_is_refused(setting, value):
     with pytest.raises(MethodError, match=f"{setting}="):
         CentripetalSgd(**{setting: value})
+
+
+@pytest.mark.slow
+def test_digits_lose_less_than_two_points_and_all_clusters_close(caplog):
+    method = CentripetalSgd(strength=0.5, vector_scale=1.0, recipe=Recipe(epochs=8, lr=0.03))
+    assert lost_on_digits(method) < 0.02
+    assert "not closed" not in caplog.text

@@ -18,6 +18,7 @@ from secateur.train import Attachment, ClassificationTask, Moment, Recipe, fit
 from ..contract.cases import CASES
 from ..graph.test_cases import prepared
 from ..train.cases import KillAt, Killed
+from .attached_runs import lost_on_digits
 
 DOUBLE = torch.float64
 RECIPE = Recipe(epochs=4, lr=0.02, momentum=0.9, weight_decay=1e-2, schedule="constant")
@@ -405,3 +406,8 @@ def test_a_model_that_was_not_trained_and_a_budget_out_of_reach_are_told(caplog)
 def test_senseless_setting_is_refused(setting, value):
     with pytest.raises(MethodError, match=f"{setting}="):
         GlobalDynamic(**{setting: value})
+
+
+@pytest.mark.slow
+def test_digits_lose_less_than_two_points():
+    assert lost_on_digits(GlobalDynamic(interval=20, window=20, recipe=Recipe(epochs=8, lr=0.01))) < 0.02

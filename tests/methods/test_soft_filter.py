@@ -13,10 +13,11 @@ from secateur import shrink
 from secateur.errors import BudgetError, MethodError
 from secateur.methods import SoftFilter
 from secateur.methods.soft_filter import at_zero_count, growing_share
-from secateur.train import ClassificationTask, Recipe, fit
+from secateur.train import Attachment, ClassificationTask, Recipe, fit
 
 from .attached_runs import (
     POINTS,
+    RECIPE,
     assert_resumes,
     assert_same,
     batches,
@@ -51,6 +52,21 @@ def test_the_filters_of_smallest_euclidean_norm_are_zeroed_after_an_epoch():
     assert zero_rows(model[0].weight) == [1]
     assert model[0].weight[0].flatten().tolist() == [3.0, 0.0]
     assert zero_rows(model[1].weight) == [], "what reads the filters stays"
+
+
+def test_an_epoch_of_training_comes_before_the_first_zeroing():
+    """As in the paper's algorithm; the authors' code zeroes before training too, which a ReLU makes final."""
+    found, method = [], SoftFilter()
+
+    class Look(Attachment):
+        def after_backward(self, moment):
+            found.append((moment.epoch, len(zero_rows(moment.model[0].weight))))
+
+    model = small_net()
+    attached = method.attach(problem_of(model, remove=0.5))
+    fit(model, batches(), ClassificationTask(), RECIPE, attachments=[Look(), attached], progress=False)
+    assert {zeros for epoch, zeros in found if epoch == 0} == {0}
+    assert found[4] == (1, 4), "the first step after the zeroing still sees it"
 
 
 @pytest.mark.parametrize(("remove", "count"), [(0.1, 1), (0.3, 3), (0.5, 5)])

@@ -83,8 +83,20 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done;
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to standard error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no warnings.")]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        help="Show training as it goes on: tensorboard, mlflow or trackio; may be repeated.",
+        metavar="NAME",
+    ),
+]
+TrackDir = Annotated[
+    str, typer.Option("--track-dir", help="Where TensorBoard's files and MLflow's database go.", metavar="DIR")
+]
 
 HOLD_OUT = 0.1
+TRACK_DIR = "runs"
 
 
 def pairs(texts: Sequence[str] | None, option: str) -> dict[str, Any]:

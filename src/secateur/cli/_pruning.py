@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,20 @@ from torch import nn
 from .. import store
 from ..budget import Budget, Limits
 from ..catalogue import find
-from ..errors import DataError, MethodError
+from ..errors import DataError, MethodError, MissingExtra
 from ..graph.costs import Costs
+from ..methods import History
+from ..methods._attached import TrainingMethod
 from ..prune import REPAIRS, PruneResult
 from ..prune import prune as prune_model
 from ..recovery.finetune import finetune
+from ..report.training import draw_training
+from ..source import Source
 from ..surgery.shrink import shrink
-from ..train import Recipe, evaluate
+from ..train import Recipe, Tracking, evaluate
 from ._folder import new_folder
-from ._source import Source
 
+log = logging.getLogger(__name__)
 COSTS = ("channels", "macs", "params", "bytes")
 
 
@@ -40,6 +45,7 @@ class Request:
         limits: what every plan respects.
         repair: what to mend; None = what `secateur.prune` does by itself.
         batch_size: images in a batch.
+        tracking: where training is shown, that of the method and of fine-tuning.
     """
 
     source: Source
@@ -49,6 +55,7 @@ class Request:
     limits: Limits
     repair: tuple[str, ...] | None = None
     batch_size: int = 128
+    tracking: Tracking | None = None
     made: Any = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +63,11 @@ class Request:
         if {"data", "labels", "training"} & set(entry.needs) and self.source.data_name is None:
             raise DataError(f"the method {self.method} reads {' and '.join(entry.needs)}: give --data.")
         object.__setattr__(self, "made", _made(entry, self.settings))
+
+    @property
+    def trains(self) -> bool:
+        """Whether the method takes part in training."""
+        return isinstance(self.made, TrainingMethod)
 
     def prune(self, model: nn.Module) -> PruneResult:
         """Prune; see `secateur.prune` for the errors."""
@@ -71,6 +83,7 @@ class Request:
             limits=self.limits,
             repair=self.repair,
             seed=self.source.seed,
+            tracking=self.tracking if self.trains else None,
         )
 
 
@@ -122,7 +135,14 @@ def facts_of(request: Request, result: PruneResult) -> dict[str, Any]:
             "tolerance": check.tolerance,
         },
         "seed": request.source.seed,
+        **history_of(result),
     }
+
+
+def history_of(result: PruneResult) -> dict[str, Any]:
+    """Return where channels stood after each epoch, if the method took part in training."""
+    history = result.decision.history
+    return {"history": history.to_dict()} if history is not None and history.epochs else {}
 
 
 def _costs(costs: Costs) -> dict[str, int]:
@@ -185,7 +205,18 @@ def finish(
         found["repaired"] = metric(result.model)
     small = result.model
     if tuning is not None:
-        small, _ = finetune(small, loaders.train, request.source.task, tuning, checkpoint_dir=folder, progress=progress)
+        tracking = request.tracking
+        if tracking is not None and request.trains:
+            tracking = replace(tracking, run=f"{tracking.run}-finetune")  # the other run has epochs of its own
+        small, _ = finetune(
+            small,
+            loaders.train,
+            request.source.task,
+            tuning,
+            checkpoint_dir=folder,
+            progress=progress,
+            tracking=tracking,
+        )
         found["finetuned"] = metric(small)
     return small, Accuracies(request.source.task.name, **found)
 
@@ -209,6 +240,16 @@ def save(small: nn.Module, result: PruneResult, facts: dict[str, Any], target: P
         store.save(small, folder, details=details)
         result.plan.save(folder / "plan.json")
         (folder / "result.json").write_text(json.dumps(facts, indent=1, default=str), encoding="utf-8")
+        if "history" in facts and result.decision.history is not None:
+            draw(result.decision.history, folder / "training.html")
+
+
+def draw(history: History, path: Path) -> None:
+    """Draw how training went, where the extra for reports is installed; its figures are in the result in any case."""
+    try:
+        draw_training(history, path_html=path)
+    except MissingExtra as error:
+        log.warning("%s is not written: %s", path.name, error)
 
 
 @contextlib.contextmanager

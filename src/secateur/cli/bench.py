@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..measure.latency import Comparison
+    from ..source import Source
     from ._pruning import Request
-    from ._source import Source
 
 Pruned = Annotated[
     str | None,
@@ -74,8 +74,8 @@ def bench(
     sizes, chosen, image = counts(batch, "--batch"), pairs(settings, "--set"), shape(input_shape)
     with session(as_json=as_json, verbose=verbose, quiet=False) as run:
         from ..budget import Budget, Limits
+        from ..source import Source
         from ._pruning import Request
-        from ._source import Source
 
         source = Source(model, weights, shape=image, class_count=classes, device=device, seed=seed)
         before = source.model()

@@ -31,7 +31,7 @@ def groups(
     """Print which channels of a model live and die together, and what the model costs. Weights do not matter."""
     with session(as_json=as_json, verbose=verbose, quiet=False) as run:
         from ..graph import trace
-        from ._source import Source
+        from ..source import Source
 
         source = Source(model, shape=shape(input_shape), class_count=classes)
         built = source.model()

@@ -9,6 +9,7 @@ import typer
 
 from ._options import (
     HOLD_OUT,
+    TRACK_DIR,
     BatchSize,
     Classes,
     Data,
@@ -32,6 +33,8 @@ from ._options import (
     Seed,
     Settings,
     Threads,
+    Track,
+    TrackDir,
     Verbose,
     Weights,
     pairs,
@@ -78,6 +81,8 @@ def prune(
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = None,
+    track: Track = None,
+    track_dir: TrackDir = TRACK_DIR,
     dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -89,9 +94,10 @@ def prune(
         raise typer.BadParameter("only has an effect with --finetune.", param_hint="--with")
     with session(as_json=as_json, verbose=verbose, quiet=quiet, threads=threads) as run:
         from ..budget import Budget, Limits
+        from ..errors import MethodError
+        from ..source import Source, changed, recipe_for, tracking_of
         from ._folder import check_free
         from ._pruning import Request, brief, repairs
-        from ._source import Source, changed, recipe_for
 
         source = Source(model, weights, pretrained, image, classes, data, hold_out, device, seed)
         budget, limits = Budget(remove, of), Limits(tuple(protect or ()), min_keep, round_to)
@@ -102,7 +108,12 @@ def prune(
             source.needed_data("--finetune")
         size = batch_size or base.batch_size or 128
         chosen = brief(method) | chosen if dry_run else chosen
-        request = Request(source, method, chosen, budget, limits, repairs(repair), size)
+        name = f"{method}-{remove:g}" if target is None else target.name
+        tracking = tracking_of(track, track_dir, name)
+        shown = None if dry_run else tracking
+        request = Request(source, method, chosen, budget, limits, repairs(repair), size, shown)
+        if track and tuning is None and not request.trains:
+            raise MethodError(f"--track: {method} takes no part in training, so there is nothing to show; --finetune?")
         _run(run, request, tuning, target, dry_run=dry_run)
 
 
@@ -119,7 +130,7 @@ def _run(run: Session, request: Request, tuning: Recipe | None, target: Path | N
     else:
         text, facts = _complete(run, request, model, result, tuning, target, facts)
         run.result(text, facts)
-    if not result.plan.removed_count and request.budget.remove > 0:
+    if result.plan.is_empty and request.budget.remove > 0:
         raise typer.Exit(NOTHING_REMOVED)
 
 

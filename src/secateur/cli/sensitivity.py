@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..methods.sensitivity import SensitivityCurves
-    from ._source import Source
+    from ..source import Source
 
 Groups = Annotated[
     list[str] | None,
@@ -87,8 +87,8 @@ def sensitivity(
         from ..budget import Limits
         from ..catalogue import find
         from ..methods.sensitivity import sensitivity as analyse
+        from ..source import Source
         from ._folder import check_free
-        from ._source import Source
 
         source = Source(model, weights, pretrained, image, classes, data, hold_out, device, seed)
         target, scorer = check_free(out), find(method).make(**chosen)

@@ -12,6 +12,7 @@ import typer
 
 from ._options import (
     HOLD_OUT,
+    TRACK_DIR,
     BatchSize,
     Classes,
     Data,
@@ -28,6 +29,8 @@ from ._options import (
     RecipeName,
     Seed,
     Threads,
+    Track,
+    TrackDir,
     Verbose,
     Weights,
     pairs,
@@ -38,8 +41,8 @@ from ._session import Session, session
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..train import Recipe, TrainResult
-    from ._source import Source
+    from ..source import Source
+    from ..train import Recipe, Tracking, TrainResult
 
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Length of the schedule. [the recipe's]")]
 
@@ -60,6 +63,8 @@ def train(
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = None,
+    track: Track = None,
+    track_dir: TrackDir = TRACK_DIR,
     dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -71,19 +76,20 @@ def train(
     """
     given = pairs(changes, "--with") | ({} if epochs is None else {"epochs": epochs})
     with session(as_json=as_json, verbose=verbose, quiet=quiet, threads=threads) as run:
+        from ..source import Source, recipe_for, tracking_of
         from ._folder import check_free
-        from ._source import Source, recipe_for
 
         source = Source(model, weights, pretrained, shape(input_shape), classes, data, hold_out, device, seed)
         chosen = recipe_for(source, recipe, given)
         chosen = chosen if batch_size is None else chosen.replace(batch_size=batch_size)
         target = check_free(out)
         built = source.model()
+        tracking = tracking_of(track, track_dir, target.name)
         facts = _plan(source, chosen, built) | {"out": str(target), "dry_run": dry_run}
         if dry_run:
             run.result(f"would train {model}: {_sentence(facts)}; would write {target}", facts)
             return
-        facts |= _train_and_save(run, source, chosen, built, target)
+        facts |= _train_and_save(run, source, chosen, built, target, tracking=tracking)
         run.result(f"trained {model}: {_sentence(facts)}; test {_metric(facts)}\nsaved {target}", facts)
 
 
@@ -103,7 +109,9 @@ def _plan(source: Source, recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _train_and_save(run: Session, source: Source, recipe: Recipe, model: nn.Module, target: Path) -> dict[str, Any]:
+def _train_and_save(
+    run: Session, source: Source, recipe: Recipe, model: nn.Module, target: Path, *, tracking: Tracking | None
+) -> dict[str, Any]:
     from ..train import evaluate, fit
 
     loaders = source.loaders("training", recipe.batch_size or 128, augment=True)
@@ -116,6 +124,7 @@ def _train_and_save(run: Session, source: Source, recipe: Recipe, model: nn.Modu
         checkpoint_dir=checkpoints,
         run_id=f"{source.name} on {source.data_name}, hold-out {source.hold_out}, from {source.weights}",
         progress=run.progress,
+        tracking=tracking,
     )
     metric = evaluate(model, loaders.test, source.task, progress=run.progress)
     facts = _outcome(result, metric)
@@ -138,8 +147,8 @@ def _save(model: nn.Module, target: Path, facts: dict[str, Any]) -> None:
     import torch
     from safetensors.torch import save_model
 
+    from ..source import WEIGHTS_FILE
     from ._folder import new_folder
-    from ._source import WEIGHTS_FILE
 
     with new_folder(target) as folder:
         save_model(model, str(folder / WEIGHTS_FILE), metadata={"secateur": "state dict"})

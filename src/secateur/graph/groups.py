@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import PlanError, TraceError, UnknownName, UnsupportedOp, did_you_mean
 from ..plan import Plan
+from .branches import Branch, branches_of
 from .costs import CostModel, element_sizes
 from .labels import FROZEN, Labels, axes, compact
 from .rules import RULES
@@ -114,6 +115,11 @@ class ChannelGraph:
         """MACs, parameters and bytes of any plan, in closed form."""
         return CostModel.of(self)
 
+    @cached_property
+    def branches(self) -> dict[str, Branch]:
+        """Residual branches by name, in the order in which they are added, also those that cannot be removed."""
+        return branches_of(self)
+
     @property
     def widths(self) -> dict[str, int]:
         """Group name -> number of channels."""
@@ -136,7 +142,9 @@ class ChannelGraph:
         return explain(self, one, other)
 
     def check(self, plan: Plan) -> None:
-        """Raise `PlanError` if the plan names a group that this graph lacks, or one of another width."""
+        """Raise `PlanError` if the plan names what this graph lacks, a group of another width, or what has to stay."""
+        for name in plan.removed_branches:
+            self._check_branch(name)
         for name in plan:
             group = self.groups.get(name)
             if name in self.rigid and plan.removed(name):
@@ -150,6 +158,15 @@ class ChannelGraph:
                     f"the plan is of another model: its group {name!r} has {plan.widths[name]} channels, "
                     f"this model's has {group.width}."
                 )
+
+    def _check_branch(self, name: str) -> None:
+        branch = self.branches.get(name)
+        if branch is None:
+            near = did_you_mean(name, self.branches)
+            hint = f"; nearest: {', '.join(near)}" if near else f"; it has {len(self.branches)}"
+            raise PlanError(f"the plan removes a residual branch {name!r}, and this model has none of that name{hint}.")
+        if branch.obstacle:
+            raise PlanError(f"the residual branch {name!r} cannot be removed: {branch.obstacle}. Take it off the plan.")
 
     def alive(self, plan: Plan) -> Array:
         """Return a bool array over components: True = stays."""

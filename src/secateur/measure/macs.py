@@ -20,7 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..graph.groups import ChannelGraph
 from ..graph.memoised import remembering_nothing
+from ..graph.products import Product, products
+from ..weight_plan import WeightPlan
 from ._inference import as_call, evaluating
 
 logger = logging.getLogger(__name__)
@@ -108,3 +111,35 @@ _UNCOUNTED = {
     torch.ops.aten.addmv: _added_matrix_vector,
     torch.ops.aten._trilinear: _trilinear,
 }
+
+
+def nonzero_macs(graph: ChannelGraph, plan: WeightPlan) -> int:
+    """Return the multiply-adds that are left where every product with a removed weight is left out.
+
+    Hardware that runs zeros as it runs other numbers saves none of them.
+
+    Args:
+        graph: the channel graph of the model, traced on the input that multiply-adds are counted for.
+        plan: which weights stay.
+
+    >>> from secateur.graph import trace
+    >>> model = torch.nn.Linear(4, 2, bias=False)
+    >>> nonzero_macs(trace(model, torch.zeros(3, 4)), WeightPlan({"weight": torch.eye(4)[:2] > 0}))
+    6
+    """
+    saved = 0.0
+    for product in products(graph):
+        mask = plan.kept.get(product.site.weight)
+        if mask is not None and mask.numel():
+            gone = 1 - int(mask.count_nonzero()) / mask.numel()
+            saved += gone * math.prod(product.weight.shape) * _uses(product)
+    return graph.costs().macs - round(saved)
+
+
+def _uses(product: Product) -> int:
+    """Return how often each entry of the weight is multiplied: once for each place of the map, row of a matrix."""
+    if product.is_convolution:
+        ends = product.source if product.layout["transposed"] else product.op.out
+        return math.prod(ends.shape) // int(product.weight.shape[0])
+    out = product.op.out.shape
+    return int(out[-1] if product.is_weight_first else out[-2])

@@ -7,16 +7,20 @@ Our own loop, other libraries' callbacks and hand-written loops call the same ob
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..train.attachment import Attachment
 from ..train.schedules import Recipe
+from ._history import Standing
 from ._problem import Decision, Problem
+from ._scores import Allocation, counts_for
 from ._sensitivity_measure import clone
 from ._training import train_
+from ._watch import Watch
 
 
 class Attached(Attachment):
@@ -34,6 +38,10 @@ class Attached(Attachment):
         """The model that is trained."""
         return self.problem.model
 
+    def standing(self) -> Standing | None:
+        """Return where channels stand now, and change nothing; None = this method does not say."""
+        return None
+
     def finish(self) -> Decision:
         """Decide, once training is over. Where the decision has no model, it is about the trained one as it is."""
         raise TypeError(f"{type(self).__name__} does not say how it decides: it has to define finish().")
@@ -50,6 +58,9 @@ class TrainingMethod(Protocol):
     def attach(self, problem: Problem) -> Attached:
         """Return an attachment for one training run of `problem.model`."""
 
+    def decide(self, problem: Problem) -> Decision:
+        """Train a copy by `recipe` and decide which channels stay."""
+
 
 def train_and_decide(name: str, method: TrainingMethod, problem: Problem) -> Decision:
     """Train a copy of the problem's model with a method attached, by our own loop, and return its decision.
@@ -62,6 +73,13 @@ def train_and_decide(name: str, method: TrainingMethod, problem: Problem) -> Dec
     attached = method.attach(replace(problem, model=clone(problem.model)))
     if problem.budget.remove == 0:
         return replace(attached.finish(), model=None, is_refitted=False)
-    train_(name, attached.model, problem, method.recipe.replace(seed=problem.seed), [attached])
+    watch, recipe = Watch(attached), method.recipe.replace(seed=problem.seed)
+    train_(name, attached.model, problem, recipe, [attached, watch], tracking=problem.tracking)
     decision = attached.finish()
-    return replace(decision, model=attached.model if decision.model is None else decision.model, is_refitted=True)
+    model = attached.model if decision.model is None else decision.model
+    return replace(decision, model=model, is_refitted=True, history=watch.history)
+
+
+def counts_now(problem: Problem, allocation: Allocation, scores: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return how many channels each group would keep by these scores; empty if only a pass over data would tell."""
+    return {} if allocation == "sensitivity" else counts_for(problem, list(scores), allocation, scores)

@@ -15,6 +15,8 @@ from ..graph.groups import ChannelGraph
 from ..graph.walk import buffers_of, parameters_of
 from ..plan import Plan
 from ..train.task import Task
+from ..train.tracking import Tracking
+from ._history import History
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Problem:
         data: batches for methods that need data; re-iterable.
         task: how to read a batch; needed with `data`.
         seed: makes everything random repeatable.
+        tracking: where a method that takes part in training shows how it goes.
 
     Raises:
         BudgetError: the budget is no `Budget`, or counts single weights.
@@ -45,6 +48,7 @@ class Problem:
     data: Iterable[Any] | None = None
     task: Task | None = None
     seed: int = 0
+    tracking: Tracking | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.budget, Budget):
@@ -106,12 +110,14 @@ class Decision:
         scores: group -> (width,) score per channel, higher = keep, where the method has scores.
         is_refitted: the weights that stay already make up for what goes, since the paper re-fits or trains them:
             `prune` does not re-fit them again unless asked to.
+        history: where channels stood after each epoch, of a method that took part in training.
     """
 
     plan: Plan
     model: nn.Module | None = None
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
     is_refitted: bool = False
+    history: History | None = None
 
 
 @runtime_checkable

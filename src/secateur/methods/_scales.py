@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,10 +18,12 @@ from ..plan import Plan
 from ..recovery.fold import fold_constants
 from ..surgery.mask import mask
 from ..train.attachment import Moment
-from ._attached import Attached
+from ._attached import Attached, counts_now
 from ._filters import positions_in
+from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_scores
+from ._taking_part import check_settings, settings_of
 
 log = logging.getLogger(__name__)
 SMALL = 1e-3  # of the largest scale: below this a penalty has done its work. Ours; it decides over messages only.
@@ -194,6 +196,13 @@ class ScaleRun(Attached):
             self._checked = moment.optimizer
         return gains
 
+    def standing(self) -> Standing:
+        """Return the sizes of gains; out are those that a penalty has brought down to (nearly) zero."""
+        scores = self.scales.magnitudes(self.model)
+        small = SMALL * max(float(own.max()) for own in scores.values())
+        out = {name: int((own <= small).sum()) for name, own in scores.items()}
+        return Standing(scores, counts_now(self.problem, self.method.allocation, scores), out)
+
     def finish(self) -> Decision:
         """Rank the channels by the mean size of their gains and meet the budget exactly; the model stays as it is.
 
@@ -226,7 +235,7 @@ class ScaleRun(Attached):
 
     def state_dict(self) -> dict[str, Any]:
         """Return whose state it is; the gains themselves are the model's."""
-        return {"method": self.name, "settings": self._settings()}
+        return {"method": self.name, "settings": settings_of(self.method)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make sure that the run that is taken up is one of this method, with these settings.
@@ -236,16 +245,7 @@ class ScaleRun(Attached):
         """
         if state.get("method") != self.name:
             raise MethodError(f"{self.name} cannot go on from the state of {state.get('method', 'another method')!r}.")
-        there, here = state["settings"], self._settings()
-        if differing := [key for key in here if here[key] != there.get(key)]:
-            key = differing[0]
-            raise MethodError(
-                f"{self.name} cannot go on from a run with {key}={there.get(key)}: this one has {key}={here[key]}."
-            )
-
-    def _settings(self) -> dict[str, str]:
-        every: Any = self.method
-        return {each.name: repr(getattr(every, each.name)) for each in fields(every) if each.name != "recipe"}
+        check_settings(self.name, state["settings"], settings_of(self.method))
 
 
 def folded(decision: Decision, problem: Problem) -> Decision:

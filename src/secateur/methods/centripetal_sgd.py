@@ -55,6 +55,7 @@ from ..train.attachment import Moment
 from ..train.schedules import Recipe
 from ._attached import Attached, train_and_decide
 from ._channel_sides import Place, Sides, channel_sides
+from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, projection
 from ._taking_part import check_optimizer, own_state
@@ -322,6 +323,17 @@ class Clusters:
             place.write_(tensor, merged)
         return gap / total if total else 0.0
 
+    def gaps(self, model: nn.Module) -> Tensor:
+        """Return (width,) distance of each channel's weights to the mean of its cluster, relative to that mean."""
+        state = state_of(model, shared=True)
+        gap, size = torch.zeros(2, len(self.cluster), dtype=torch.float64)
+        for place in self.sides.makers:
+            rows = place.read(state[place.tensor].detach()).double().cpu()
+            merged = cluster_means(rows, self.cluster.cpu())
+            gap += (rows - merged).square().sum(dim=1)
+            size += merged.square().sum(dim=1)
+        return torch.sqrt(gap / size.clamp(min=torch.finfo(size.dtype).tiny))
+
     def sum_columns_(self, state: Mapping[str, Tensor]) -> None:
         """Add the columns that read copies to those that read what stays, in place, and zero them."""
         for place in self.sides.readers:
@@ -362,6 +374,13 @@ class Centripetal(Attached):
             check_optimizer("centripetal_sgd", moment, [place.tensor for place in places])
             result.append(_Pull.of(places, parameters, group.cluster, self.method))
         return result
+
+    def standing(self) -> Standing:
+        """Return how far filters are from their clusters' means, relative to them; out are copies that are closed."""
+        gaps = {name: group.gaps(self.model) for name, group in self.groups.items()}
+        out = {name: int((gaps[name][group.removed] ** 2 <= CLOSED).sum()) for name, group in self.groups.items()}
+        kept = {name: len(group.cluster) - len(group.removed) for name, group in self.groups.items()}
+        return Standing(gaps, kept, out)
 
     def finish(self) -> Decision:
         """Return the plan, and trim the trained model IN PLACE, so that cutting it by the plan is all that is left.

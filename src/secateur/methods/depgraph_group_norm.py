@@ -40,8 +40,9 @@ from torch import Tensor
 from ..errors import MethodError
 from ..train.attachment import Moment
 from ..train.schedules import Recipe
-from ._attached import Attached, train_and_decide
+from ._attached import Attached, counts_now, train_and_decide
 from ._coupled_slices import CoupledSlices
+from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_scores
 from ._taking_part import check_optimizer, own_state
@@ -189,6 +190,11 @@ class _Pressing(Attached):
     def after_epoch(self, moment: Moment) -> None:
         """Measure anew with the next step."""
         self._sizes, self._pull = None, None
+
+    def standing(self) -> Standing:
+        """Return the relative sizes; training brings none to exactly zero, so nothing is out before the end."""
+        scores = self._scores()
+        return Standing(scores, counts_now(self.problem, self._method.allocation, scores), dict.fromkeys(scores, 0))
 
     def finish(self) -> Decision:
         """Choose by the sizes of now; the model stays as it is."""

@@ -49,6 +49,7 @@ from ..train.schedules import Recipe
 from ._attached import Attached, train_and_decide
 from ._channel_sides import Sides
 from ._filter_masks import FilterMasks, mask_gradient, maskable
+from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_counts
 from ._taking_part import check_optimizer, own_state
@@ -169,6 +170,15 @@ class Masking(Attached):
             with torch.no_grad():
                 self._update()
             self.is_fixed = True
+
+    def standing(self) -> Standing:
+        """Return T as it is now; out is what is masked."""
+        scores = self._by_group(self.mean.double().cpu())
+        if self.kept is None:
+            plan = self._plan(scores)
+            return Standing(scores, {name: len(plan.kept[name]) for name in scores}, dict.fromkeys(scores, 0))
+        out = {name: int((~kept).sum()) for name, kept in self._by_group(self.kept).items()}
+        return Standing(scores, {name: self.widths[name] - count for name, count in out.items()}, out)
 
     def finish(self) -> Decision:
         """Return the plan that the masks stand for.

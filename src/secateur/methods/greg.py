@@ -42,6 +42,7 @@ from ..plan import Plan
 from ..train.attachment import Moment
 from ..train.schedules import Recipe
 from ._attached import Attached, train_and_decide
+from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_counts
 from ._settings import check_settings
@@ -210,6 +211,16 @@ class _Growing(Attached):
             self._grow()
         if not state.growing and state.settle_count >= self._method.settle_steps:
             self._cut()
+
+    def standing(self) -> Standing:
+        """Return how large filters are now; out is what was removed."""
+        state, sizes = self._state, self._magnitudes()
+        kept = state.kept
+        if self._method.allocation == "global" and not state.scores:
+            kept = self._counts(sizes)
+        plan = self._plan() if state.is_cut else None
+        out = {name: 0 if plan is None else len(plan.removed(name)) for name in sizes}
+        return Standing(sizes, kept, out)
 
     def finish(self) -> Decision:
         """Return the decision; where training ended before the filters were cut, that is done now."""

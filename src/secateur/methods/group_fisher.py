@@ -48,6 +48,7 @@ from ..train.attachment import Moment
 from ..train.schedules import Recipe
 from ._attached import Attached, train_and_decide
 from ._filter_masks import FilterMasks, mask_gradient, maskable
+from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_counts
 from ._taking_part import check_optimizer, own_state
@@ -199,6 +200,14 @@ class _Removing(Attached):
         if self._step_count % self._method.interval == 0:
             self._remove()
             self._hold_()
+
+    def standing(self) -> Standing:
+        """Return the scores since the last removal; out is what was removed."""
+        fresh = self._last is None or bool(self._fisher.any())
+        scores = self._scores() if fresh or self._last is None else self._last
+        plan = self._final(scores)
+        kept = {name: len(plan.kept[name]) for name in self._widths}
+        return Standing(self._with_gone(scores, 0.0), kept, {name: len(gone) for name, gone in self._gone.items()})
 
     def finish(self) -> Decision:
         """Return the decision; what was not removed on the way goes now.

@@ -28,9 +28,10 @@ Where we differ, and why:
 - Biases and normalisations are not touched while training, as in the authors' code. What filters at zero still put out
   is a constant, which `finish` moves into the layers that read it, where they have something to take it up with. The
   authors drop these constants inside a block.
-- Filters are zeroed for the first time after the first epoch, as the paper's algorithm says. The authors' code does it
-  before training too; behind a new batch normalisation (beta = 0) and a ReLU such filters have neither gradient nor
-  momentum, and stay at zero for good.
+- Filters are zeroed for the first time after the first epoch: the paper's algorithm 1 trains an epoch and then zeroes,
+  in every round. The authors' code does it once before training too. We follow the paper, not only for its word: behind
+  a new batch normalisation (beta = 0) and a ReLU, filters that start at zero have neither gradient nor momentum, and
+  stay there for good.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from ..errors import MethodError
 from ..train.attachment import Moment
 from ..train.schedules import Recipe
 from ._attached import Attached, train_and_decide
+from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, lowest, plan_from_counts
 from ._taking_part import check_optimizer, own_state
@@ -172,6 +174,12 @@ class _SoftFilters(Attached):
     def after_epoch(self, moment: Moment) -> None:
         """Zero the filters of smallest norm."""
         self._zero_(self._method.share((moment.epoch + 1) / moment.epoch_count))
+
+    def standing(self) -> Standing:
+        """Return the norms before the last zeroing; out are the filters that are zero."""
+        now = self._made_by.norms(self.model)
+        out = {name: int((own == 0).sum()) for name, own in now.items()}
+        return Standing(now if self._scores is None else self._scores, self._kept, out)
 
     def finish(self) -> Decision:
         """Choose by the norms before the last zeroing, or by those of now, and take what goes out of the model."""

@@ -48,6 +48,7 @@ from ..plan import Plan
 from ..train.attachment import Moment
 from ..train.schedules import Recipe
 from ._attached import Attached, train_and_decide
+from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_counts
 from ._settings import check_settings
@@ -242,6 +243,15 @@ class _Aulm(Attached):
         if self._settled is None and moment.epoch + 1 >= self._method.penalised_epochs(moment.epoch_count):
             self._settle()
 
+    def standing(self) -> Standing:
+        """Return ||T|| over the threshold; out are filters whose F is zero, then those that were removed."""
+        if self._settled is not None:
+            plan, last = self._settled
+            return Standing(last, self._kept, {name: len(plan.removed(name)) for name in last})
+        scores = {name: self._ranked(name, rows) for name, rows in self._rows()}
+        kept = self._counts(scores) if self._method.allocation == "global" else self._kept
+        return Standing(scores, kept, {name: int((own <= 1).sum()) for name, own in scores.items()})
+
     def finish(self) -> Decision:
         """Return the decision; where training ended before filters were removed, that is done now."""
         if self._settled is None:
@@ -307,9 +317,7 @@ class _Aulm(Attached):
         self._split()
         scores = {}
         for name, rows in self._rows():
-            split = self._splits[name]
-            drawn = rows + split.dual / self._method.rho
-            scores[name] = self._norms(drawn) / (split.threshold or 1.0)  # 0 where all filters started at zero
+            scores[name] = self._ranked(name, rows)
         if self._method.allocation == "global":
             self._kept = self._counts(scores)
         plan = plan_from_counts(self.problem, self._kept, scores)
@@ -319,6 +327,14 @@ class _Aulm(Attached):
         take_out_(self.model, self.problem.graph, plan)
         self._settled, self._pull = (plan, scores), None
         self._splits = {}
+
+    def _ranked(self, name: str, rows: Tensor) -> Tensor:
+        """Return (filters,) ||T|| over the threshold, as things stand."""
+        split = self._splits.get(name)
+        if split is None:
+            return self._norms(rows) / (self._method.threshold(float(self._norms(rows).mean())) or 1.0)
+        drawn = rows + split.dual.to(rows.device) / self._method.rho
+        return self._norms(drawn) / (split.threshold or 1.0)  # 0 where all filters started at zero
 
     def _made_pull(self) -> WeightPull:
         """Lay out the gradient of the quadratic terms, rho W - (rho F - Y)."""

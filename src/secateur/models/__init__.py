@@ -1,5 +1,6 @@
 """Networks to prune: those of the papers, and any other by name."""
 
+from ._init import initialise_ as initialise_
 from .densenet import DenseNet as DenseNet
 from .densenet import densenet40 as densenet40
 from .preresnet import PreResNet as PreResNet
@@ -26,6 +27,7 @@ __all__ = [
     "default_input",
     "densenet40",
     "digits_resnet",
+    "initialise_",
     "names",
     "preresnet164",
     "resnet20",

@@ -14,6 +14,7 @@ from secateur.train.checkpoint import digest_of
 from secateur.train.loop import TrainResult, fit
 from secateur.train.schedules import RECIPES, Recipe
 from secateur.train.task import Task
+from secateur.train.tracking import Tracking
 
 
 def finetune(
@@ -28,6 +29,7 @@ def finetune(
     checkpoint_steps: int | None = None,
     resume: bool = True,
     progress: bool | None = None,
+    tracking: Tracking | None = None,
 ) -> tuple[nn.Module, TrainResult]:
     """Return a fine-tuned copy of the model, and what the run did. The model itself is not changed.
 
@@ -45,6 +47,7 @@ def finetune(
         checkpoint_steps: also write one whenever the step count is a multiple of this.
         resume: go on from the newest whole checkpoint if there is one.
         progress: True or False to force the progress bar; None = where there is a terminal.
+        tracking: where to write what there is to see after each epoch.
 
     Raises:
         TrainingError: as in `train.fit`.
@@ -70,5 +73,6 @@ def finetune(
         resume=resume,
         run_id="" if checkpoint_dir is None else f"weights {digest_of(model)}",
         progress=progress,
+        tracking=tracking,
     )
     return tuned, result

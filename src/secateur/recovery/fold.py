@@ -38,6 +38,7 @@ from ..graph.tape import Op, Ref
 from ..plan import Plan
 from ..surgery.shrink import check_model, copy_with
 from ._expected import Expectations, Product
+from .branch_shifts import branch_shifts
 
 log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
@@ -55,7 +56,7 @@ def fold_constants(
     Args:
         model: the traced model; not changed.
         graph: its channel graph.
-        plan: which channels will go.
+        plan: which channels and residual branches will go; for these see `secateur.recovery.branch_shifts`.
         levels: number of an activation on the tape -> (channels,) the constant that stands for each channel that goes,
             NaN = none, where it is known better than by expectation.
 
@@ -84,6 +85,8 @@ def fold_constants(
             folding.visit(op, expected)
             expected.advance(op)
         shifts = folding.shifts()
+        for name, shift in branch_shifts(model, graph, plan).items():
+            shifts[name] = shifts[name] + shift if name in shifts else shift
     log.info("folded removed channels into %d biases and running means", len(shifts))
     return copy_with(model, lambda name, tensor: _shifted(tensor, shifts.get(name)))
 

@@ -208,6 +208,14 @@ class ProductMoments:
         second = self.second - self.inputs[:, :, None] * self.inputs[:, None, :] / self.rows
         return second, self.cross - self.inputs[:, :, None] * self.targets[:, None, :] / self.rows
 
+    def restricted(self, columns: Tensor) -> ProductMoments:
+        """Return the moments of (groups, n) of the columns: what only these inputs would have given."""
+        index = columns.to(self.second.device)
+        block = torch.arange(len(index), device=index.device)[:, None]
+        second = self.second[block[..., None], index[:, :, None], index[:, None, :]]
+        cross, inputs = self.cross[block, index], self.inputs[block, index]
+        return ProductMoments(self.rows, second, cross, inputs, self.targets, self.target_square)
+
     def error(self, kernel: Tensor, bias: Tensor) -> float:
         """Return the sum of squared errors of a (groups, O, D) kernel and (groups, O) bias on these rows."""
         kernel = kernel.to(self.second)

@@ -189,8 +189,6 @@ class Refitting:
         product = uses[0]
         kept = kept_columns(product, self.graph, self.plan)
         moments = self.moments(uses, kept)
-        if moments.rows < kept.shape[1]:
-            log.warning("%s: %d rows for %d columns; the ridge decides", product.module, moments.rows, kept.shape[1])
         kernel = kernel_of(view, product.groups, **product.layout).clone()
         index = kept[:, None, :].expand(-1, kernel.shape[1], -1).to(kernel.device)
         place = intercept_of(self.work, self.graph, product) if len(uses) == 1 else None
@@ -221,7 +219,10 @@ class Refitting:
             columns=columns,
             restores_sums=self.how.restores_sums,
         )
-        return added(found.values())
+        total = added(found.values())
+        if total.rows < kept.shape[1]:
+            log.warning("%s: %d rows for %d columns; the ridge decides", uses[0].module, total.rows, kept.shape[1])
+        return total
 
 
 def kept_columns(product: Product, graph: ChannelGraph, plan: Plan) -> Tensor:

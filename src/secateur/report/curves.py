@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from pathlib import Path
 from typing import Any
 
 from ..extras import require
 from ..methods.sensitivity import SensitivityCurves
+from ._drawing import write_chart
 
 WIDTH, MIN_HEIGHT, LEGEND_LINE = 760, 360, 15  # pixels
 LEGEND_ROWS, SUBTITLE_LETTERS = 28, 130
@@ -39,14 +39,9 @@ def draw_sensitivity(
         MissingExtra: altair or vl-convert-python is not installed: ``pip install "secateur[report]"``.
     """
     altair = require("altair", extra="report", purpose=PURPOSE)
-    vl_convert = require("vl_convert", extra="report", purpose=PURPOSE)
     with altair.data_transformers.enable("default", max_rows=None):
         specification: dict[str, Any] = _chart(altair, curves).to_dict()
-    if path_png is not None:
-        _write(path_png, vl_convert.vegalite_to_png(specification, scale=2))
-    if path_html is not None:
-        page = vl_convert.vegalite_to_html(specification, bundle=True, renderer="svg")
-        _write(path_html, page.encode())
+    write_chart(specification, path_png, path_html, purpose=PURPOSE)
     return specification
 
 
@@ -134,14 +129,3 @@ def _subtitle(curves: SensitivityCurves) -> list[str]:
             reasons.setdefault(why, []).append(name)
         said += [f"nothing can be removed ({why}): {', '.join(names)}" for why, names in reasons.items()]
     return [line for text in said for line in textwrap.wrap(text, SUBTITLE_LETTERS)]
-
-
-def _write(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file in one step, so that a kill leaves the old one or the new one."""
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import StoreError, SurgeryError
+from ..graph.branches import names_inside
+from ..surgery.branches import KIND as BRANCH
 from ..surgery.rebuild import rebuild
 from ..surgery.widths import recompute_weights_, relink_recurrent_
 from .folder import read_text, tensor_file
@@ -80,7 +82,8 @@ def _check_slots(fresh: nn.Module, stored: StoredModel) -> None:
     if missing := [name for name in saved if name not in found]:
         raise StoreError(_odd("holds", missing, "the fresh model has no place for"))
     known = saved.keys() | set(stored.empty)
-    if extra := [name for name, (_, _, value) in found.items() if name not in known and value is not None]:
+    gone = set(names_inside(found, [path for path, s in stored.surgery.swapped.items() if s.kind == BRANCH]))
+    if extra := [n for n, (_, _, value) in found.items() if n not in known | gone and value is not None]:
         raise StoreError(_odd("lacks", extra, "the fresh model has"))
     for name, tensor in saved.items():
         module, leaf, value = found[name]

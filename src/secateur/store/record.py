@@ -18,7 +18,7 @@ from ..errors import StoreError
 from ..surgery.layout import is_dense
 from ..surgery.record import AttributeChange, SurgeryRecord
 
-FORMAT = 1
+FORMAT = 2  # the newest that is read; 1 is written where no residual branch is gone, so that earlier versions read it
 DTYPES = {
     name: dtype
     for name in (
@@ -133,6 +133,20 @@ class StoredAttention(_Checked):
     full_num_heads: Count | None
 
 
+Window = Annotated[tuple[StrictInt, ...], Field(min_length=4, max_length=4)]
+
+
+class StoredNoBranch(_Checked):
+    """Settings of what stands where a module of a removed branch was; see `secateur.surgery.branches.NoBranch`."""
+
+    kind: Literal["NoBranch"]
+    axis: int = Field(lt=0)
+    width: Count
+    steps: tuple[tuple[Window, ...], ...]
+    place: Count
+    result_count: Count
+
+
 class StoredChange(_Checked):
     """One attribute that followed the narrower tensors; see `secateur.surgery.record.AttributeChange`."""
 
@@ -148,7 +162,7 @@ class StoredSurgery(_Checked):
     kept: dict[str, list[tuple[Count, list[Count]]]]
     shapes: dict[str, tuple[Count, ...]]
     attributes: list[StoredChange]
-    swapped: dict[str, StoredAttention]
+    swapped: dict[str, Annotated[StoredAttention | StoredNoBranch, Field(discriminator="kind")]]
     plan: str
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import StoreError
+from ..surgery.branches import KIND as BRANCH
 from ..surgery.layout import axis_order
 from ..surgery.record import RECORD, SurgeryRecord, record_of
 from .folder import write_folder
@@ -44,7 +45,7 @@ def save(small: nn.Module, path: str | os.PathLike[str], *, details: Details | M
 
     def describe(sha256: str, size_bytes: int) -> StoredModel:
         return StoredModel(
-            format=FORMAT,
+            format=FORMAT if any(s.get("kind") == BRANCH for s in record.swapped.values()) else 1,
             versions={"secateur": _version(), "torch": str(torch.__version__), "python": platform.python_version()},
             model_class=type(small).__qualname__,
             model_module=type(small).__module__,

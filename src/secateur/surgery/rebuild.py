@@ -12,6 +12,8 @@ from ..errors import SurgeryError
 from ..graph.walk import modules_of, state_of
 from .attention import SlimMultiheadAttention
 from .attributes import read, write
+from .branches import KIND as BRANCH
+from .branches import swap_branch_module_
 from .record import RECORD, AttributeChange, SurgeryRecord, record_of
 from .shrink import Cut, cut_copy
 from .widths import relink_recurrent_, swap_attention_
@@ -36,12 +38,15 @@ def rebuild(model: nn.Module, record: SurgeryRecord, *, tensors: Mapping[str, Te
             "the surgery has to start from a model at full width, and this one is cut already: give a fresh instance."
         )
     _check_tensors(model, record)
-    small = cut_copy(model, _cuts(record), tensors)
+    small = cut_copy(model, _cuts(record), _by_first_name(model, tensors or {}))
     modules = modules_of(small)
     for change in record.attributes:
         _apply(modules, change)
     for path, settings in record.swapped.items():
-        _swap(small, model, path, settings)
+        if settings.get("kind") == BRANCH:
+            _take_out(small, path, settings)
+        else:
+            _swap(small, model, path, settings)
     relink_recurrent_(small)
     small.__dict__[RECORD] = record
     return small
@@ -102,6 +107,23 @@ def _swap(small: nn.Module, model: nn.Module, path: str, settings: dict[str, Any
             f"the attention {path!r} comes out with {name}={got[name]!r}, and it had {settings.get(name)!r}: "
             "give an instance of the class and settings that were shrunk."
         )
+
+
+def _by_first_name(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name what tied tensors are to hold as the model does first: of those left, another name may come first."""
+    first = {id(tensor): name for name, tensor in state_of(model).items()}
+    every = state_of(model, shared=True)
+    renamed = {first[id(every[name])]: tensor for name, tensor in tensors.items() if name in every}
+    return {**renamed, **tensors}
+
+
+def _take_out(small: nn.Module, path: str, settings: Mapping[str, Any]) -> None:
+    if path not in modules_of(small, shared=True):
+        raise SurgeryError(
+            f"the surgery takes out module {path!r} of a residual branch, and the model has none of that path: give an "
+            "instance of the class that was shrunk."
+        )
+    swap_branch_module_(small, path, settings)
 
 
 def _plain(value: Any) -> Any:

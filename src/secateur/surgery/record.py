@@ -34,7 +34,8 @@ class SurgeryRecord:
     Attributes:
         kept: tensor name -> for each of its axes that was cut, (axis, kept indices).
         attributes: changed attributes, in the order they were set.
-        swapped: module path -> settings of the drop-in that replaced it.
+        swapped: module path -> settings of the drop-in that replaced it: an attention that lost something, or what
+            stands where a module of a removed residual branch was.
         plan: JSON of the plan; after several cuts in a row, of the last one, in the channels that it found.
         shapes: tensor name -> shape before the cut, for every name in `kept`.
 
@@ -68,14 +69,18 @@ def composed(first: SurgeryRecord, second: SurgeryRecord) -> SurgeryRecord:
         for axis, index in cuts:
             axes[axis] = [axes[axis][i] for i in index] if axis in axes else list(index)
         kept[name] = sorted(axes.items())
+    swapped = {path: dict(settings) for path, settings in first.swapped.items()}
     changes: dict[tuple[str, str], AttributeChange] = {}
     for change in [*first.attributes, *second.attributes]:
+        if change.name in swapped.get(change.module, {}):  # a setting of a drop-in, which is made after the attributes
+            swapped[change.module][change.name] = change.after
+            continue
         known = changes.get((change.module, change.name), change)
         changes[change.module, change.name] = replace(change, before=known.before)
     return SurgeryRecord(
         kept,
         [change for change in changes.values() if change.before != change.after],
-        {**first.swapped, **second.swapped},
+        {**swapped, **second.swapped},
         second.plan,
         {**second.shapes, **first.shapes},
     )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PlanError, SurgeryError
+from ..graph.branches import tensors_inside
 from ..graph.groups import ChannelGraph
 from ..graph.untouched import ATOMS
 from ..graph.walk import modules_of, state_of
@@ -40,18 +41,20 @@ def shrink(model: nn.Module, graph: ChannelGraph, plan: Plan, *, round_to: int =
             last of the kept channels go). 1 changes nothing. 8 suits tensor cores, 16 AVX-512.
 
     Returns:
-        The smaller model, in the input's training mode, with a `SurgeryRecord` for `secateur.save`.
+        The smaller model, in the input's training mode, with a `SurgeryRecord` for `secateur.save`. Where residual
+        branches go, `secateur.surgery.branches.NoBranch` stands in place of their modules.
 
     Raises:
-        PlanError: the plan or the graph is of another model.
+        PlanError: the plan or the graph is of another model, or a residual branch cannot be removed.
         SurgeryError: the model's code holds a width that cannot be found among its attributes.
     """
     plan = rounded(plan, round_to)
     check_model(model, graph)
     alive = graph.alive(plan)
-    cuts = {name: cut for name in graph.shapes if (cut := _cut_of(graph, name, alive))}
+    gone = _tensors_gone(graph, plan)
+    cuts = {name: cut for name in graph.shapes if name not in gone and (cut := _cut_of(graph, name, alive))}
     small = cut_copy(model, cuts)
-    changes, swapped = repair_(small, model, graph, alive, cuts)
+    changes, swapped = repair_(small, model, graph, plan, cuts)
     kept = {name: [(axis, index.tolist()) for axis, index in cut] for name, cut in cuts.items()}
     record = SurgeryRecord(kept, changes, swapped, plan.to_json(), {name: graph.shapes[name] for name in cuts})
     before = record_of(model)
@@ -74,7 +77,7 @@ def rounded(plan: Plan, round_to: int) -> Plan:
         width = len(indices)
         is_cut = width < plan.widths[name] and width >= round_to
         kept[name] = indices[: width - width % round_to] if is_cut else indices
-    return Plan(kept, plan.widths)
+    return Plan(kept, plan.widths, plan.removed_branches)
 
 
 def check_model(model: nn.Module, graph: ChannelGraph) -> None:
@@ -90,6 +93,11 @@ def check_model(model: nn.Module, graph: ChannelGraph) -> None:
 
 
 Cut = list[tuple[int, Tensor]]
+
+
+def _tensors_gone(graph: ChannelGraph, plan: Plan) -> set[str]:
+    modules = {path for name in plan.removed_branches for path in graph.branches[name].modules}
+    return tensors_inside(graph, modules)
 
 
 def _cut_of(graph: ChannelGraph, name: str, alive: Array) -> Cut:

@@ -16,6 +16,7 @@ from secateur.train.task import FunctionTask as FunctionTask
 from secateur.train.task import NextTokenTask as NextTokenTask
 from secateur.train.task import RegressionTask as RegressionTask
 from secateur.train.task import Task as Task
+from secateur.train.tracking import Tracking as Tracking
 
 __all__ = [
     "RECIPES",
@@ -30,6 +31,7 @@ __all__ = [
     "Recipe",
     "RegressionTask",
     "Task",
+    "Tracking",
     "TrainResult",
     "evaluate",
     "fit",

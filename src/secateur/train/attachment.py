@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ class Moment:
         epoch_count: length of the schedule.
         step: optimizer steps of this run before this one.
         lr: learning rate of this step.
+        step_count: optimizer steps of the whole run; None where the loop cannot know.
     """
 
     model: nn.Module
@@ -28,6 +30,7 @@ class Moment:
     epoch_count: int
     step: int
     lr: float
+    step_count: int | None = None
 
 
 class Attachment(Protocol):
@@ -56,6 +59,13 @@ class Attachment(Protocol):
     def after_epoch(self, moment: Moment) -> None:
         """Look at or change the weights at the end of an epoch, before it is evaluated and saved."""
         return None
+
+    def measurements(self) -> Mapping[str, float | Tensor]:
+        """Return what to show of the epoch that ended: numbers, and tensors for the distribution of their elements.
+
+        Asked for after `after_epoch`, and only where a run is tracked.
+        """
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is remembered between calls."""

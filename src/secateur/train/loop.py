@@ -50,6 +50,7 @@ from secateur.train.randomness import (
 )
 from secateur.train.schedules import Recipe
 from secateur.train.task import Task
+from secateur.train.tracking import Tracking, Tracks, tracked
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ def fit(
     resume: bool = True,
     run_id: str = "",
     progress: bool | None = None,
+    tracking: Tracking | None = None,
 ) -> TrainResult:
     """Train the model IN PLACE; the one function here that does. `recovery.finetune` works on a copy.
 
@@ -138,6 +140,8 @@ def fit(
             on a CPU, as if the run had never stopped. False discards the checkpoints that are there.
         run_id: must be equal for a checkpoint to be taken up, besides model shape, recipe, task and attachments.
         progress: True or False to force the progress bar; None = where there is a terminal.
+        tracking: where to write loss, learning rate, metric and what attachments measure after each epoch. A resumed
+            run goes on in the same TensorBoard folder, and as another run of the same name elsewhere.
 
     Raises:
         TrainingError: nothing to train, no data, the loss or a weight is no longer finite (the last good checkpoint
@@ -156,7 +160,7 @@ def fit(
         raise TrainingError("no parameter of the model requires gradients, so there is nothing to train.")
     check_iterable(loader, recipe.epochs - recipe.first_epoch)
     with ExitStack() as stack:
-        made = stack.enter_context(accelerator())
+        made = stack.enter_context(accelerator(tracking))
         check_distribution(made)
         device = device_of(model) if made.num_processes == 1 else made.device
         stack.enter_context(same_modes_after(model))
@@ -164,9 +168,10 @@ def fit(
         stack.enter_context(same_randomness_after(device))
         stack.enter_context(same_loader_after(loader))
         stack.enter_context(same_loader_after(eval_loader))
+        tracks = stack.enter_context(tracked(tracking, made, recipe))
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
         data = _Data(made, loader, eval_loader, recipe)
-        run = _Run(made, model, data, task, recipe, tuple(attachments), folder, checkpoint_steps, run_id)
+        run = _Run(made, model, data, task, recipe, tuple(attachments), folder, checkpoint_steps, run_id, tracks)
         run.begin(resume=resume)
         return run.to_end(visible=progress)
 
@@ -214,6 +219,7 @@ class _Run:
     folder: Path | None
     checkpoint_steps: int | None
     run_id: str
+    tracks: Tracks | None = None
 
     def __post_init__(self) -> None:
         self.device = device_of(self.model)
@@ -332,6 +338,17 @@ class _Run:
         self.epoch, self.batch = self.epoch + 1, 0
         self.loss_sum, self.sample_count, self.seconds = 0.0, 0, 0.0
         self._save()
+        self._track(record)
+
+    def _track(self, record: EpochRecord) -> None:
+        if self.tracks is None:
+            return
+        values: dict[str, float | Tensor] = {"train/loss": record.loss, "train/lr": record.lr}
+        if record.metric is not None:
+            values[f"evaluation/{self.task.name}"] = record.metric
+        for attachment in self.attachments:
+            values |= attachment.measurements()
+        self.tracks.write(record.epoch + 1, values)
 
     def _mean_loss(self) -> float:
         sums = torch.tensor([self.loss_sum, self.sample_count], dtype=torch.float64)
@@ -343,7 +360,9 @@ class _Run:
         tick = 1.0 if self.data.batch_count is None else 1.0 / self.data.batch_count
         passed = 0.0 if self.data.batch_count is None else batch * tick
         lr = self.recipe.lr_at(self.epoch + passed, tick)
-        return Moment(self.model, self.optimizer, self.epoch, self.recipe.epochs, step, lr)
+        count = self.data.batch_count
+        step_count = None if count is None else count * (self.recipe.epochs - self.recipe.first_epoch)
+        return Moment(self.model, self.optimizer, self.epoch, self.recipe.epochs, step, lr, step_count)
 
     def _check_weights(self) -> None:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.trainable):

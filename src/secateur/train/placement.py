@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 
 from secateur.errors import TrainingError
 from secateur.train.batches import device_of
+from secateur.train.tracking import Tracking
 
 
 @contextmanager
-def accelerator() -> Iterator[Any]:
+def accelerator(tracking: Tracking | None = None) -> Iterator[Any]:
     """Give an `Accelerator` that does what the recipe says, whatever the environment or another one is set to.
 
     Precision, placement and accumulation are the loop's own. Accelerate keeps them for the whole process, so what
@@ -38,6 +39,8 @@ def accelerator() -> Iterator[Any]:
             mixed_precision=None if AcceleratorState._shared_state else "no",
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=False),
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            log_with=None if tracking is None else list(tracking.trackers),
+            project_dir=None if tracking is None else str(tracking.folder),
         )
         made.native_amp, made.scaler = False, None
         yield made

@@ -1,9 +1,10 @@
-"""From the options to a model, an example input, data and a task; imported when a command runs."""
+"""From names to a model with its weights, an example input, data and a task."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .. import data as data_sets
-from .. import models
-from ..data import ImageData, Loaders
-from ..errors import DataError, ModelError, TrainingError, UnknownName
-from ..train import RECIPES, ClassificationTask, Recipe
-from ..train import recipe as recipe_named
+from . import data as data_sets
+from . import models
+from .data import ImageData, Loaders
+from .errors import DataError, ModelError, TrainingError, UnknownName
+from .train import RECIPES, ClassificationTask, Recipe, Tracking
+from .train import recipe as recipe_named
 
 log = logging.getLogger(__name__)
 WEIGHTS_FILE = "model.safetensors"
@@ -169,6 +170,16 @@ class Source:
         if self.name.startswith("torchvision:"):
             return LIBRARY_IMAGE
         raise ModelError(f"what {self.name} takes is not known: give --input-shape, e.g. 3x32x32, or --data.")
+
+
+def tracking_of(trackers: list[str] | None, folder: str, run: str) -> Tracking | None:
+    """Return where to show training; None where nothing was said.
+
+    Raises:
+        MissingExtra: a tracker's package is not installed.
+        UnknownName: no such tracker.
+    """
+    return Tracking(tuple(trackers), folder, re.sub(r"[^\w.-]", "_", run).lstrip(".-") or "run") if trackers else None
 
 
 def recipe_for(source: Source, name: str | None, changes: dict[str, Any]) -> Recipe:

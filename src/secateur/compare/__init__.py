@@ -1,0 +1,1 @@
+"""Experiments as data, results in SQLite, and one answer: was pruning worth it?"""

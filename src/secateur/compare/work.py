@@ -1,0 +1,334 @@
+"""Do one job. What it makes lies in a folder of its own; the result is written last, so a folder with one is done."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..budget import Budget
+from ..catalogue import CATALOGUE
+from ..errors import ExperimentError
+from ..graph.groups import ChannelGraph, trace
+from ..measure.macs import nonzero_macs
+from ..models import initialise_, names
+from ..plan import Plan
+from ..prune import prune
+from ..recovery.distill import DistillationTask
+from ..recovery.scratch import redrawn, scratch_b, scratch_e
+from ..source import Source
+from ..sparsify import sparsify
+from ..surgery.shrink import shrink
+from ..train import Attachment, Recipe, Task, TrainResult, evaluate, fit
+from ..train.held_zeros import HeldZeros
+from ..train.snapshots import Snapshots
+from ..weight_plan import WeightPlan
+from .jobs import Job, is_weight_job
+from .spec import MethodPart, ModelPart
+
+log = logging.getLogger(__name__)
+RESULT, MODEL, REWIND, PLAN, MASKS = (
+    "result.json",
+    "model.safetensors",
+    "rewind.safetensors",
+    "plan.json",
+    "masks.safetensors",
+)
+TEST_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the jobs of a store lie: one folder each, by digest."""
+
+    root: Path
+
+    def of(self, digest: str) -> Path:
+        """Return the folder of a job."""
+        return self.root / "jobs" / digest
+
+    def result(self, digest: str) -> dict[str, Any] | None:
+        """Return what a job found; None if it is not done, or its result is no whole JSON."""
+        try:
+            found: dict[str, Any] = json.loads((self.of(digest) / RESULT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found
+
+
+def perform(job: Job, place: Place) -> dict[str, Any]:
+    """Do a job whose needs are done, and return its result; one that is done already is not done again.
+
+    Training goes on from the job's own checkpoints if there are any.
+
+    Raises:
+        ExperimentError: something that it needs is not there.
+        SecateurError: from whatever it does.
+    """
+    done = place.result(job.digest)
+    if done is not None:
+        return done
+    folder = place.of(job.digest)
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        result = _Work(job, place, folder).run()
+    result["seconds"] = round(time.perf_counter() - start, 3)
+    result["test_count"] = len(_data_of(str(job.model["data"])).test_labels)
+    result["warnings"] = sorted({str(warning.message) for warning in told})
+    result["machine"] = _machine()
+    write_json(folder / RESULT, result)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return result
+
+
+class _Work:
+    """One job being done."""
+
+    def __init__(self, job: Job, place: Place, folder: Path) -> None:
+        self.job, self.place, self.folder = job, place, folder
+        self.model_part = ModelPart.model_validate(job.model)
+        data, class_count = self.model_part.data, None
+        self.source = _source(self.model_part.name, data, class_count, job.hold_out, job.seed)
+        self.base_recipe = self.model_part.base_recipe(job.seed)
+
+    def run(self) -> dict[str, Any]:
+        return {"dense": self.dense, "cut": self.cut, "recover": self.recover}[self.job.kind]()
+
+    def dense(self) -> dict[str, Any]:
+        model = self._fresh()
+        graph = self._graph(model)
+        found: dict[str, Any] = {"epochs": 0, "history": []}
+        if self.model_part.weights is not None:
+            model.load_state_dict(load_file(Path(self.model_part.weights).expanduser()))
+        else:
+            kept = Snapshots(epochs=(self._rewind_epoch(),))
+            found = self._train(model, self.base_recipe, [kept])
+            save_file(_contiguous(kept.states[self._rewind_epoch()]), self.folder / REWIND)
+        save_file(_contiguous(model.state_dict()), self.folder / MODEL)
+        costs = asdict(graph.costs())
+        return found | {"metric": self._test(model), "costs": costs, "train_macs": found["epochs"] * costs["macs"]}
+
+    def cut(self) -> dict[str, Any]:
+        dense = self._dense_model()
+        graph = self._graph(dense)
+        return self._sparsify(dense, graph) if is_weight_job(self.job) else self._prune(dense, graph)
+
+    def _prune(self, dense: nn.Module, graph: ChannelGraph) -> dict[str, Any]:
+        part = self._method()
+        loader, task = self._loader(augment=False), self.source.task
+        result = prune(
+            dense,
+            self.source.example(dense),
+            budget=self._budget(),
+            method=CATALOGUE[part.name].make(**part.settings),
+            data=loader,
+            task=task,
+            repair=part.repair,
+            seed=self.job.seed,
+            graph=graph,
+        )
+        raw = shrink(result.decision.model or dense, result.graph, result.plan)
+        result.plan.save(self.folder / PLAN)
+        save_file(_contiguous(result.model.state_dict()), self.folder / MODEL)
+        check = result.verification
+        return {
+            "metric": self._test(result.model),
+            "metric_as_cut": self._test(raw),
+            "costs": asdict(result.after),
+            "costs_before": asdict(result.before),
+            "removed": result.removed,
+            "widths": {name: [result.graph.widths[name], len(kept)] for name, kept in result.plan.kept.items()},
+            "verification_error": None if check is None else check.max_relative_error,
+        }
+
+    def _sparsify(self, dense: nn.Module, graph: ChannelGraph) -> dict[str, Any]:
+        part = self._method()
+        result = sparsify(
+            dense,
+            self.source.example(dense),
+            budget=self._budget(),
+            method=CATALOGUE[part.name].make(**part.settings),
+            data=self._loader(augment=False),
+            task=self.source.task,
+            seed=self.job.seed,
+        )
+        result.plan.save(self.folder / MASKS)
+        save_file(_contiguous(result.model.state_dict()), self.folder / MODEL)
+        before = asdict(graph.costs())
+        params = before["params"] - result.plan.removed_count
+        metric = self._test(result.model)
+        return {
+            "metric": metric,
+            "metric_as_cut": metric,
+            "costs": before | {"macs": nonzero_macs(graph, result.plan), "params": params},
+            "costs_before": before,
+            "removed": result.removed,
+            "widths": {name: [m.numel(), int(m.count_nonzero())] for name, m in result.plan.kept.items()},
+            "verification_error": None,
+        }
+
+    def recover(self) -> dict[str, Any]:
+        cut = self._needed(self.job.needs[0])
+        small, masks = self._cut_model()
+        task: Task = self.source.task
+        recipe, name = self._recipe(cut), self.job.recovery
+        if name in ("scratch_e", "scratch_b"):
+            init = initialise_ if self.model_part.name in names() else None
+            small = redrawn(small, seed=self.job.seed, init=init, plan=masks)
+        elif name == "weight_rewind":
+            small = self._rewound()
+        elif name == "distill":
+            task = DistillationTask(task, self._dense_model())
+        held = [] if masks is None else [HeldZeros(masks)]
+        found = self._train(small, recipe, held, task)
+        save_file(_contiguous(small.state_dict()), self.folder / MODEL)
+        macs = cut["costs"]["macs"]
+        keys = ("costs", "costs_before", "removed", "widths", "verification_error", "metric_as_cut")
+        inherited = {key: cut[key] for key in keys}
+        return found | inherited | {"metric": self._test(small), "train_macs": found["epochs"] * macs}
+
+    def _recipe(self, cut: Mapping[str, Any]) -> Recipe:
+        tuning = self.model_part.finetune_epochs
+        if self.job.recovery == "scratch_e":
+            return scratch_e(self.base_recipe, finetune_epochs=tuning)
+        if self.job.recovery == "scratch_b":
+            before, after = cut["costs_before"]["macs"], cut["costs"]["macs"]
+            return scratch_b(self.base_recipe, before, after, finetune_epochs=tuning, cap=self.job.scratch_cap)
+        if self.job.recovery in ("lr_rewind", "weight_rewind"):
+            return self.base_recipe.rewound(self.base_recipe.epochs - self._rewind_epoch())
+        return self.model_part.finetune_recipe(self.job.seed)
+
+    def _rewind_epoch(self) -> int:
+        """The epoch that rewinding goes back to: as many from the end as fine-tuning has, if there are as many."""
+        return max(self.base_recipe.epochs - self.model_part.finetune_epochs, 0)
+
+    def _train(
+        self, model: nn.Module, recipe: Recipe, attachments: Sequence[Attachment], task: Task | None = None
+    ) -> dict[str, Any]:
+        result: TrainResult = fit(
+            model,
+            self._loader(augment=True),
+            task if task is not None else self.source.task,
+            recipe,
+            attachments=attachments,
+            checkpoint_dir=self.folder / "checkpoints",
+            run_id=self.job.digest,
+            progress=False,
+        )
+        history = [[record.epoch, record.loss, record.lr, round(record.seconds, 3)] for record in result.history]
+        return {"epochs": recipe.epochs - recipe.first_epoch, "history": history, "recipe": asdict(recipe)}
+
+    def _loader(self, *, augment: bool) -> Any:
+        return self.source.loaders("comparing", self.base_recipe.batch_size or 128, augment=augment).train
+
+    def _test(self, model: nn.Module) -> float:
+        loader = self.source.needed_data("comparing").loaders(TEST_BATCH).test
+        return float(evaluate(model, loader, self.source.task, progress=False))
+
+    def _fresh(self) -> nn.Module:
+        return self.source.model().eval()
+
+    def _graph(self, model: nn.Module) -> ChannelGraph:
+        return trace(model, self.source.example(model))
+
+    def _dense_model(self) -> nn.Module:
+        digest = self.job.needs[-1]
+        self._needed(digest)
+        model = self._fresh()
+        model.load_state_dict(load_file(self.place.of(digest) / MODEL))
+        return model
+
+    def _cut_model(self) -> tuple[nn.Module, WeightPlan | None]:
+        folder = self.place.of(self.job.needs[0])
+        model = self._fresh()
+        if is_weight_job(self.job):
+            model.load_state_dict(load_file(folder / MODEL))
+            return model, WeightPlan.load(folder / MASKS)
+        small = shrink(model, self._graph(model), Plan.load(folder / PLAN))
+        small.load_state_dict(load_file(folder / MODEL))
+        return small, None
+
+    def _rewound(self) -> nn.Module:
+        """The weights that stay, as they were at the epoch that rewinding goes back to."""
+        early = self.place.of(self.job.needs[1]) / REWIND
+        if not early.exists():
+            raise ExperimentError(
+                f"{self.job}: the dense network came with weights and was not trained here, so there are no earlier "
+                "ones to go back to: leave weight_rewind out, or leave weights out of the model."
+            )
+        model = self._fresh()
+        model.load_state_dict(load_file(early))
+        folder = self.place.of(self.job.needs[0])
+        if is_weight_job(self.job):
+            WeightPlan.load(folder / MASKS).apply_(model)
+            return model
+        return shrink(model, self._graph(model), Plan.load(folder / PLAN))
+
+    def _needed(self, digest: str) -> dict[str, Any]:
+        found = self.place.result(digest)
+        if found is None:
+            raise ExperimentError(f"{self.job} needs job {digest}, and {self.place.of(digest)} holds no result of it.")
+        return found
+
+    def _method(self) -> MethodPart:
+        return MethodPart.model_validate(self.job.method)
+
+    def _budget(self) -> Budget:
+        assert self.job.budget is not None
+        return Budget(self.job.budget["remove"], self.job.budget["of"])
+
+
+@cache
+def _source(name: str, data: str, class_count: int | None, hold_out: float, seed: int) -> Source:
+    """Sources are kept, so that a worker reads a data set once."""
+    found = Source(name, class_count=class_count, data_name=data, hold_out=hold_out, seed=seed)
+    first = _data_of(data)
+    object.__setattr__(found, "data", first)
+    return found
+
+
+@cache
+def _data_of(name: str) -> Any:
+    return Source("", data_name=name).data
+
+
+def _contiguous(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON in one step: a kill leaves no file or a whole one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@cache
+def _machine() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+    }

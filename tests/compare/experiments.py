@@ -1,0 +1,60 @@
+"""A grid that runs in seconds, and workers that run in the test's own process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from secateur.compare.jobs import Job
+from secateur.compare.run import Answer
+from secateur.compare.spec import made
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "models": [
+        {
+            "name": "digits_resnet",
+            "data": "digits",
+            "recipe": "digits",
+            "changes": {"epochs": 2, "warmup_epochs": 0, "batch_size": 256},
+            "finetune_epochs": 1,
+        }
+    ],
+    "methods": [{"name": "l1_filter"}],
+    "budgets": [{"remove": 0.5, "of": "macs"}],
+    "recoveries": ["finetune", "scratch_e"],
+    "seeds": [0],
+}
+
+
+def tiny(**changes):
+    """Return a small experiment on the embedded digits."""
+    return made({**TINY, **changes})
+
+
+class OwnWorkers:
+    """Does one job at a time, here, by a function; what the function raises is an answer."""
+
+    def __init__(self, perform, free=1):
+        self.perform, self.free = perform, free
+        self.waiting: list[Job] = []
+        self.done: list[Job] = []
+        self.is_closed = False
+
+    @property
+    def free_count(self):
+        return self.free - len(self.waiting)
+
+    def submit(self, job):
+        self.waiting.append(job)
+
+    def answers(self, timeout_s):
+        job = self.waiting.pop(0)
+        self.done.append(job)
+        try:
+            self.perform(job)
+        except Exception as error:
+            return [Answer(job.digest, error=f"Traceback: {error}", said=str(error))]
+        return [Answer(job.digest)]
+
+    def close(self):
+        self.is_closed = True

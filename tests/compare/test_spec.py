@@ -1,0 +1,145 @@
+"""An experiment says all that is wrong with it at once, where, and before anything runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from secateur.compare.jobs import Job, jobs_of
+from secateur.compare.spec import digest_of, made, read_experiment
+from secateur.errors import ExperimentError
+
+GOOD = """
+name = "tiny"
+recoveries = ["finetune", "scratch_b"]
+seeds = [0, 1]
+budgets = [{ remove = 0.5, of = "macs" }, { remove = 0.7, of = "macs" }]
+
+[[models]]
+name = "digits_resnet"
+data = "digits"
+recipe = "digits"
+changes = { epochs = 2 }
+finetune_epochs = 1
+
+[[methods]]
+name = "l1_filter"
+
+[[methods]]
+name = "magnitude"
+budgets = [{ remove = 0.9, of = "weights" }]
+"""
+
+
+def written(tmp_path, text=GOOD):
+    path = tmp_path / "experiment.toml"
+    path.write_text(text)
+    return path
+
+
+def test_controls_of_each_kind_join_with_the_budgets_of_their_kind(tmp_path):
+    experiment = read_experiment(written(tmp_path))
+    compared = {m.name: [b.remove for b in experiment.budgets_of(m)] for m in experiment.compared}
+    assert compared == {"l1_filter": [0.5, 0.7], "magnitude": [0.9], "random": [0.5, 0.7], "random_weights": [0.9]}
+
+
+def test_a_control_that_is_named_is_not_added_and_may_be_left_out(tmp_path):
+    named = read_experiment(written(tmp_path, GOOD + '\n[[methods]]\nname = "random"\n'))
+    assert [m.name for m in named.compared].count("random") == 1
+    without = read_experiment(written(tmp_path, "control = false\n" + GOOD))
+    assert [m.name for m in without.compared] == ["l1_filter", "magnitude"]
+
+
+def test_jobs_share_one_dense_network_a_seed_and_one_cut_for_all_recoveries(tmp_path):
+    jobs = jobs_of(read_experiment(written(tmp_path)))
+    kinds = [job.kind for job in jobs]
+    assert (kinds.count("dense"), kinds.count("cut"), kinds.count("recover")) == (2, 12, 24)
+    seen = set()
+    for job in jobs:
+        assert set(job.needs) <= seen, "a job stands after what it needs"
+        seen.add(job.digest)
+    assert len(seen) == len(jobs)
+
+
+def test_a_job_survives_json_and_its_digest_follows_what_decides_its_result(tmp_path):
+    jobs = jobs_of(read_experiment(written(tmp_path)))
+    for job in jobs:
+        again = Job.from_json(job.to_json())
+        assert again == job
+        assert again.digest == job.digest
+    longer = jobs_of(read_experiment(written(tmp_path, GOOD.replace("epochs = 2", "epochs = 3"))))
+    assert not {j.digest for j in jobs} & {j.digest for j in longer}
+    other_tuning = jobs_of(read_experiment(written(tmp_path, GOOD.replace('"scratch_b"', '"scratch_e"'))))
+    shared = {j.digest for j in jobs} & {j.digest for j in other_tuning}
+    assert {j.kind for j in jobs if j.digest in shared} == {"dense", "cut", "recover"}
+
+
+def test_the_order_of_keys_does_not_change_a_digest():
+    assert digest_of({"a": [1], "b": {"c": None, "d": 0.5}}) == digest_of({"b": {"d": 0.5, "c": None}, "a": [1]})
+    assert digest_of({"a": 1}) != digest_of({"a": 2})
+
+
+BAD = """
+name = "bad"
+recoveries = ["finetune", "scratch_c"]
+seeds = [0, 0]
+budgets = [{ remove = 0.5, of = "macs" }]
+
+[[models]]
+name = "digits_resnet"
+data = "digit"
+recipe = "digits"
+changes = { epochs = 0 }
+
+[[methods]]
+name = "l1_fliter"
+
+[[methods]]
+name = "magnitude"
+
+[[methods]]
+name = "l1_filter"
+settings = { residual = "sideways" }
+"""
+
+
+def test_everything_wrong_is_told_at_once_with_its_line(tmp_path):
+    with pytest.raises(ExperimentError) as told:
+        read_experiment(written(tmp_path, BAD))
+    text = str(told.value)
+    lines = {line.split(": ")[0].strip(): line for line in text.splitlines()[1:]}
+    assert "scratch_e" in lines["line 3"]
+    assert "twice" in lines["line 4"]
+    assert "epochs" in lines["line 11"]
+    assert "l1_filter" in lines["line 14"]
+    assert "weights" in lines["line 16"]
+    assert len(lines) >= 5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("seeds = [0, 1]", "seeds = []"), "seeds"),
+        (("remove = 0.5", "remove = 50"), "budgets"),
+        (('of = "weights"', 'of = "macs"'), "single weights"),
+        (("finetune_epochs = 1", "finetune_epochs = 0"), "finetune_epochs"),
+        (("finetune_epochs = 1", "finetune_epoch = 1"), "finetune_epoch"),
+        (('name = "tiny"', "name = 3"), "name"),
+        (("changes = { epochs = 2 }", "changes = { epoch = 2 }"), "epoch"),
+        (('name = "l1_filter"', 'name = "l1_filter"\nsettings = { nothing = 1 }'), "nothing"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path, change, said):
+    with pytest.raises(ExperimentError, match=said):
+        read_experiment(written(tmp_path, GOOD.replace(*change)))
+
+
+def test_text_that_is_no_toml_or_no_file_is_refused(tmp_path):
+    with pytest.raises(ExperimentError, match="line 1"):
+        read_experiment(written(tmp_path, "name = = 3"))
+    with pytest.raises(ExperimentError, match="cannot be read"):
+        read_experiment(tmp_path / "missing.toml")
+
+
+def test_values_without_a_text_are_checked_too():
+    with pytest.raises(ExperimentError, match="methods"):
+        made({"models": [{"name": "digits_resnet", "data": "digits"}], "methods": [], "budgets": [{"remove": 0.5}]})
