@@ -27,6 +27,7 @@ LINES = (
     ("methods",),
     ("catalogue",),
     ("prune", "iterate", "attach", "sparsify", "compact", "source"),
+    ("language",),
     ("compare",),
     ("report",),
     ("cli", "demo"),

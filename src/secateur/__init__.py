@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .graph.select import ChannelSelect as ChannelSelect
     from .iterate import IterativeResult as IterativeResult
     from .iterate import prune_iteratively as prune_iteratively
+    from .language import SparseLanguageModel as SparseLanguageModel
+    from .language import sparsify_language_model as sparsify_language_model
     from .methods import Watch as Watch
     from .methods.influence import data_influence as data_influence
     from .methods.sensitivity import SensitivityCurves as SensitivityCurves
@@ -57,6 +59,7 @@ _HOMES = {  # name -> the module that has it
     "Plan": "plan",
     "PruneResult": "prune",
     "SensitivityCurves": "methods.sensitivity",
+    "SparseLanguageModel": "language",
     "SparseResult": "sparsify",
     "Verification": "surgery.verify",
     "Watch": "methods",
@@ -77,6 +80,7 @@ _HOMES = {  # name -> the module that has it
     "shrink": "surgery.shrink",
     "shrink_optimizer": "surgery.optimizer",
     "sparsify": "sparsify",
+    "sparsify_language_model": "language",
     "trace": "graph",
     "verify": "surgery.verify",
     "with_selections": "surgery.selection",
@@ -94,6 +98,7 @@ __all__ = [
     "Plan",
     "PruneResult",
     "SensitivityCurves",
+    "SparseLanguageModel",
     "SparseResult",
     "Verification",
     "Watch",
@@ -115,6 +120,7 @@ __all__ = [
     "shrink",
     "shrink_optimizer",
     "sparsify",
+    "sparsify_language_model",
     "trace",
     "verify",
     "with_selections",

@@ -377,6 +377,17 @@ CATALOGUE: dict[str, Entry] = {
             brief={"structures": "channels", "penalty": 1.0, "recipe": {"epochs": 1, "lr": 0.01}},
         ),
         Entry(
+            "sparsegpt",
+            "SparseGPT",
+            "unstructured",
+            "Frantar & Alistarh 2023, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, "
+            "arXiv:2301.00774",
+            ("data",),
+            "weights go column by column, and those to the right of them make up for it",
+            waives=("nested",),
+            removes="weights",
+        ),
+        Entry(
             "structured_sparsity",
             "StructuredSparsity",
             "automatic",
@@ -416,6 +427,16 @@ CATALOGUE: dict[str, Entry] = {
             ("data",),
             "the channels go that the next layer misses least; the others are scaled",
             waives=("nested",),
+        ),
+        Entry(
+            "wanda",
+            "Wanda",
+            "unstructured",
+            "Sun et al. 2024, A Simple and Effective Pruning Approach for Large Language Models, arXiv:2306.11695",
+            ("data",),
+            "weights that are small or read little go",
+            waives=("nested",),
+            removes="weights",
         ),
     )
 }

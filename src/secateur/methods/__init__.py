@@ -43,10 +43,12 @@ from .sensitivity import Sensitivity as Sensitivity
 from .snip import Snip as Snip
 from .soft_filter import SoftFilter as SoftFilter
 from .sparse_structure_selection import SparseStructureSelection as SparseStructureSelection
+from .sparsegpt import SparseGPT as SparseGPT
 from .structured_sparsity import StructuredSparsity as StructuredSparsity
 from .synflow import Synflow as Synflow
 from .taylor import Taylor as Taylor
 from .thinet import ThiNet as ThiNet
+from .wanda import Wanda as Wanda
 
 __all__ = [
     "Amc",
@@ -86,11 +88,13 @@ __all__ = [
     "Sensitivity",
     "Snip",
     "SoftFilter",
+    "SparseGPT",
     "SparseStructureSelection",
     "StructuredSparsity",
     "Synflow",
     "Taylor",
     "ThiNet",
+    "Wanda",
     "Watch",
     "WeightDecision",
     "WeightMethod",
