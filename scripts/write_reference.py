@@ -21,8 +21,8 @@ from secateur.catalogue import CATALOGUE, WAIVABLE, Entry
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
 MEASURED = [
-    ROOT / "benchmarks" / "results" / f"{name}_{kind}.json"
-    for kind in ("one_shot", "training_time", "unstructured")
+    ROOT / "benchmarks" / "results" / f"{name}_{what}.json"
+    for what in ("one_shot", "training_time", "unstructured")
     for name in ("cifar", "digits")
 ]
 NOTE = "<!-- Written by scripts/write_reference.py; do not edit. -->"
@@ -163,16 +163,6 @@ def _measured(name: str, measured: Mapping[str, Any]) -> list[str]:
     return [*lines, f"Settings besides those that all methods share there: {said}.", ""] if said else lines
 
 
-def _published(name: str, published: Mapping[str, Any]) -> list[str]:
-    """Return what was published on a method where it was measured, as a paragraph; nothing where nothing was."""
-    rows = [row for row in published.get("rows", ()) if row["method"] == name]
-    if not rows:
-        return []
-    figures = ", ".join(f"{row['accuracy']:.2f} with {100 * row['remove']:g} % removed" for row in rows)
-    source, whole = published["source"], f"{published['dense']:.2f} before"
-    return [f"Published for {published['model']}: {figures}, {whole} ({source}).", ""]
-
-
 def _trained(name: str, measured: Mapping[str, Any]) -> list[str]:
     """Return the section on runs of equal length, each with what stands beside it; nothing where there are none."""
     rows = {row["method"]: row for row in measured.get("rows", ())}
@@ -194,6 +184,16 @@ def _trained(name: str, measured: Mapping[str, Any]) -> list[str]:
     lines += ["", f"Epochs: {epochs}. Data: {measured['data']}. Made by `{measured['command']}`.", ""]
     settings = ", ".join(f"`{key}={value!r}`" for key, value in own.items())
     return [*lines, f"Settings besides the paper's: {settings}.", ""] if settings else lines
+
+
+def _published(name: str, published: Mapping[str, Any]) -> list[str]:
+    """Return what was published on a method where it was measured, as a paragraph; nothing where nothing was."""
+    rows = [row for row in published.get("rows", ()) if row["method"] == name]
+    if not rows:
+        return []
+    figures = ", ".join(f"{row['accuracy']:.2f} with {100 * row['remove']:g} % removed" for row in rows)
+    source, whole = published["source"], f"{published['dense']:.2f} before"
+    return [f"Published for {published['model']}: {figures}, {whole} ({source}).", ""]
 
 
 def _cell(row: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from .errors import BudgetError, MethodError
 from .graph.groups import ChannelGraph, as_args, trace
 from .methods._attached import Attached, TrainingMethod
 from .methods._attached_weights import AttachedWeights, TrainingWeightMethod
-from .methods._problem import Problem
+from .methods._problem import Problem, prepared
 from .methods._weights import Pattern
 from .sparsify import weight_problem
 from .train.task import Task
@@ -130,7 +130,8 @@ def attach(
         raise BudgetError("nothing says how much goes: give budget=Budget(remove=0.3, of='macs').")
     example, named = as_args(args), dict(kwargs or {})
     graph = graph if graph is not None else trace(model, example, named)
-    return made.attach(Problem(model, graph, budget, limits or Limits(), example, named, data, task, seed))
+    problem = Problem(model, graph, budget, limits or Limits(), example, named, data, task, seed)
+    return made.attach(prepared(made, problem))
 
 
 def _refuse(method: object, given: Mapping[str, object], about: str) -> None:

@@ -17,6 +17,7 @@ from .graph.groups import as_args
 from .graph.walk import parameters_of
 from .methods._weights import Pattern, WeightDecision, WeightMethod, WeightProblem
 from .store import BudgetNote, Details, annotate_
+from .surgery.finalize import check_plain
 from .train.held_zeros import HeldZeros
 from .train.task import Task
 from .weight_plan import WeightPlan
@@ -91,7 +92,8 @@ def sparsify(
 
     Raises:
         BudgetError: the budget is malformed, not reachable, or contradicts the pattern.
-        MethodError: the method cannot work on this model, data or these weights, or removes channels.
+        MethodError: the method cannot work on this model, data or these weights, or removes channels; or the model is
+            masked by torch.nn.utils.prune (see `finalize`).
         NothingToPrune: no weight is free to go.
         UnknownName: no such method, module or parameter.
 
@@ -102,6 +104,7 @@ def sparsify(
     [[3.0, 0.0, 0.0, -4.0]]
     """
     chosen = weight_method(method)
+    check_plain(model)
     what: dict[str, Any] = {"budget": budget, "pattern": pattern, "protect": protect, "include": include}
     problem = weight_problem(model, args, **what, kwargs=kwargs, data=data, task=task, seed=seed)
     asked = problem.budget

@@ -59,12 +59,14 @@ class HeldZeros(Attachment):
         """Set the weights that are gone to zero, and what the optimizer remembers of them."""
         tensors: list[Tensor] = []
         masks: list[Tensor] = []
-        for parameter, mask in self._pairs(moment):
+        pairs = self._pairs(moment)
+        for parameter, mask in pairs:
             remembered = moment.optimizer.state.get(parameter, {}).values()
             for tensor in (parameter.data, *(value for value in remembered if _is_of(value, mask))):
                 tensors.append(tensor)
                 masks.append(mask if mask.dtype == tensor.dtype else mask.to(tensor.dtype))
         torch._foreach_mul_(tensors, masks)
+        torch._foreach_add_([parameter.data for parameter, _ in pairs], 0.0)  # turns -0.0 into 0.0
 
     def _pairs(self, moment: Moment) -> list[tuple[Tensor, Tensor]]:
         """Return each parameter with its mask as 0 and 1, in the parameter's dtype and place."""
