@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import PlanError
+from .files import replacing
 
 FORMAT = 1
 FORMAT_WITH_BRANCHES = 2  # only where there are any, so that earlier versions refuse what they would half ignore
@@ -153,13 +154,8 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON; an existing file is replaced in one step, so a kill leaves the old or the new one."""
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
+        with replacing(path) as partial:
             partial.write_text(self.to_json(), encoding="utf-8")
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .errors import PlanError
+from .files import replacing
 from .graph.walk import parameters_of
 
 FORMAT = 1
@@ -145,15 +145,10 @@ class WeightPlan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan, eight weights to a byte; an existing file is replaced in one step."""
-        target = Path(path)
         packed = {name: pack(mask) for name, mask in self.kept.items()}
         shapes = json.dumps({name: list(mask.shape) for name, mask in self.kept.items()})
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
+        with replacing(path) as partial:
             save_file(packed, partial, metadata={"kind": KIND, "format": str(FORMAT), "shapes": shapes})
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> WeightPlan:
