@@ -105,7 +105,11 @@ def test_twins_in_a_stream_are_refitted_without_loss(is_norm_first):
     kept = result.plan.kept["conv1.select"]
     assert {k % 4 for k in kept} == {0, 1, 2, 3}
     assert result.model.conv1.select.index.tolist() == list(kept)
-    assert (result.model.conv1.in_channels, result.model.conv1.out_channels, result.model.stem.out_channels) == (4, 6, 8)
+    assert (result.model.conv1.in_channels, result.model.conv1.out_channels, result.model.stem.out_channels) == (
+        4,
+        6,
+        8,
+    )
     torch.testing.assert_close(result.model(x), model(x), rtol=1e-5, atol=1e-6)
 
 
@@ -160,7 +164,5 @@ def test_it_prunes_in_several_steps():
 
 def test_samplers_can_be_protected():
     model, x = models.made(models.post_activation)
-    result = prune(
-        model, x, method=SAMPLED, budget=Budget(0.2), protect=["blocks.0.conv1"], data=batches(x), task=TASK
-    )
+    result = prune(model, x, method=SAMPLED, budget=Budget(0.2), protect=["blocks.0.conv1"], data=batches(x), task=TASK)
     assert sampled(result.model) == ["blocks.1.conv1.select"]

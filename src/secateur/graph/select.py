@@ -2,8 +2,8 @@
 
 Source: Liu et al. 2017, "Learning Efficient Convolutional Networks through Network Slimming", arXiv:1708.06519, section
 3 and the co-author's repository, for networks that normalise before they add or concatenate; He, Zhang, Sun 2017,
-"Channel Pruning for Accelerating Very Deep Neural Networks", arXiv:1707.06168, section 3.3, where it is called a channel
-sampler and stands in front of a residual block's first convolution.
+"Channel Pruning for Accelerating Very Deep Neural Networks", arXiv:1707.06168, section 3.3, where it is a "channel
+sampler" in front of a residual block's first convolution.
 
 Where we differ: the index is a buffer. As a parameter, which it is in the former, it would be counted and handed to
 optimizers.

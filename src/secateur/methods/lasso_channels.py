@@ -26,12 +26,12 @@ Where we differ, and why:
 - Channels that the path never takes up, since they add nothing (dead ones, copies of others), are told apart by their
   energy, then by index.
 - Where a reader's result is added to a shortcut, its target makes up for what the shortcut lost (section 3.3).
-- ``sampler=True`` puts the paper's channel sampler (section 3.3), a `ChannelSelect`, in front of the first layer of each
-  residual branch: its input channels are chosen and its weights re-fitted like any other's, and the stream stays whole.
-  This also holds for branches that normalise first, and for the linear layers of transformers. A layer that projects a
-  shortcut, and the classifier, read their stream whole. The paper uses it on residual networks; here it is off unless
-  asked for, since gathering channels costs memory traffic in every block that no count of MACs shows, and since without
-  it the method is compared with others on the same layers.
+- ``sampler=True`` puts the paper's channel sampler (section 3.3), a `ChannelSelect`, in front of the first layer of
+  each residual branch: its input channels are chosen and its weights re-fitted like any other's, and the stream stays
+  whole. The same goes for branches that normalise first and for the linear layers of transformers. What projects a
+  shortcut and the classifier read their streams whole. The paper samples in residual networks; here it is off unless
+  asked for, since to gather channels costs memory traffic in every block that no count of MACs shows, and since without
+  it all methods are compared on the same layers.
 - Several layers that read one group are weighted by the energy of their outputs; each is then re-fitted.
 - A small ridge pulls the re-fit towards the weights as they were, so that directions without data keep them.
 - The paper's shares (shallow stages pruned harder, 1 : 1.5, conv5 whole) are for VGG-16; give them as `allocation`.

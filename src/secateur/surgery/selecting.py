@@ -58,7 +58,7 @@ def _channels(owner: Any) -> tuple[int, int]:
     """Return how many channels a module gives or is given, and along which axis."""
     if isinstance(owner, nn.Linear):
         return owner.in_features, -1
-    if isinstance(owner, LAYERS):
+    if isinstance(owner, nn.modules.conv._ConvNd):
         return owner.in_channels, -1 - len(owner.kernel_size)
     return owner.num_features, 1
 
