@@ -31,7 +31,6 @@ from .plan import Plan
 from .prune import PruneResult, note_origin_, prune
 from .recovery.finetune import finetune
 from .surgery.record import RECORD, record_of
-from .surgery.selection import with_selections
 from .surgery.shrink import shrink
 from .surgery.verify import Verification
 from .train.evaluation import evaluate
@@ -294,9 +293,10 @@ class _Walk:
             log.info("step %d: %.1f %% of %s gone", number, 100 * step.got, problem.budget.of)
 
     def _graph_now(self) -> ChannelGraph:
-        """Trace the model as it is; with selections wherever the original's graph has some."""
+        """Trace the model as it is, and let the method pose it as it posed the original."""
         found = trace(self.model, self.problem.args, self.problem.kwargs)
-        return found if self.graph.selections is None else with_selections(self.model, found)
+        method = find(self.method).make() if isinstance(self.method, str) else self.method
+        return prepared(method, dataclasses.replace(self.problem, model=self.model, graph=found)).graph
 
     def _compose(self, plan: Plan) -> tuple[str, ...]:
         """Take a plan of the model as it is into account; returns the groups of the original that lost channels."""

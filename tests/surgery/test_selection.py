@@ -272,7 +272,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     save(small, tmp_path)
     text = (tmp_path / "secateur.json").read_text()
     (tmp_path / "secateur.json").write_text(text.replace('"selections": ["bn"]', '"selections": ["fc"]'))
-    with pytest.raises(StoreError, match="a channel selection stands behind 'fc'"):
+    with pytest.raises(StoreError, match="a channel selection stands at 'fc'"):
         load(tmp_path, pre_activation)
 
 

@@ -95,8 +95,8 @@ class ChannelGraph:
         tape: what was recorded.
         places: every labelled axis of every parameter and buffer, also of those that cannot be cut.
         rigid: name of each group that the model's code cannot narrow -> why; see `secateur.surgery.feasible`.
-        selections: paths of the norms behind which the graph has a channel selection that the model lacks; None = it
-            was not asked for any, see `secateur.surgery.selection.with_selections`.
+        selections: paths of the norms and layers at which the graph has a channel selection that the model lacks; None
+            = it was not asked for any, see `secateur.surgery.selection.with_selections`.
     """
 
     groups: dict[str, ChannelGroup]
@@ -126,7 +126,7 @@ class ChannelGraph:
 
     @cached_property
     def selecting(self) -> dict[str, str]:
-        """Name of each group that a `ChannelSelect` passes on -> path of the norm that it stands behind."""
+        """Name of each group that a `ChannelSelect` passes on -> path of the norm or layer that it stands at."""
         index = {m.tensor: name for name, group in self.groups.items() for m in group.members}
         found = {
             index[tensor]: tensor.rpartition(".")[0].rpartition(".")[0]

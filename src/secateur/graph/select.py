@@ -1,9 +1,12 @@
 """Channel selection: a layer that reads some channels of a stream which stays whole.
 
 Source: Liu et al. 2017, "Learning Efficient Convolutional Networks through Network Slimming", arXiv:1708.06519, section
-3 and the co-author's repository, for networks that normalise before they add or concatenate.
+3 and the co-author's repository, for networks that normalise before they add or concatenate; He, Zhang, Sun 2017,
+"Channel Pruning for Accelerating Very Deep Neural Networks", arXiv:1707.06168, section 3.3, where it is a "channel
+sampler" in front of a residual block's first convolution.
 
-Where we differ: the index is a buffer. As a parameter, which it is there, it would be counted and handed to optimizers.
+Where we differ: the index is a buffer. As a parameter, which it is in the former, it would be counted and handed to
+optimizers.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-SELECT = "select"  # name of the selection inside the normalisation that it stands behind
+SELECT = "select"  # name of the selection inside the normalisation behind which, or layer before which, it stands
 
 
 class ChannelSelect(nn.Module):

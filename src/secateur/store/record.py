@@ -173,7 +173,7 @@ class StoredSurgery(_Checked):
     def _is_possible(self) -> StoredSurgery:
         for path in self.selections:
             if len(self.kept.get(f"{path}.{SELECT}.index", ())) != 1:
-                raise ValueError(f"a channel selection stands behind {path!r}, and nothing says what it passes on")
+                raise ValueError(f"a channel selection stands at {path!r}, and nothing says what it passes on")
         for name, cuts in self.kept.items():
             shape = self.shapes.get(name, ())
             for axis, index in cuts:

@@ -46,10 +46,15 @@ def neutral(name: str) -> float:
 
 
 def dead_places(graph: ChannelGraph, plan: Plan) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name of each tensor that loses something, and a bool mask broadcastable to it: True = goes."""
+    """Yield the name of each tensor that loses something, and a bool mask broadcastable to it: True = goes.
+
+    The numbers by which a selection passes channels on are no values that zeros could replace; what reads them is here.
+    """
     alive = graph.alive(plan)
     off = {name for branch in plan.removed_branches for name in graph.branches[branch].switch}
     for name, shape in graph.shapes.items():
+        if name in graph.labels.selecting:
+            continue
         gone: Tensor | None = None
         for varying, places in graph.alive_along(name, alive):
             if places.all() or (name.endswith(("parametrizations.weight.original1", "weight_v")) and 0 in varying):

@@ -40,7 +40,7 @@ class SurgeryRecord:
             stands where a module of a removed residual branch was.
         plan: JSON of the plan; after several cuts in a row, of the last one, in the channels that it found.
         shapes: tensor name -> shape before the cut, for every name in `kept`.
-        selections: paths of the norms that a channel selection was put behind; its index is in `kept`.
+        selections: paths of the norms and layers that a channel selection was put at; its index is in `kept`.
 
     Indices, shapes and values before are those of the original class, also after several cuts in a row.
     """
