@@ -64,7 +64,7 @@ DIRECT = (
     "train_macs",
     "seconds",
 )
-DETAIL = ("history", "widths", "recipe", "warnings", "machine")  # kept as JSON, beside the columns
+DETAIL = ("history", "widths", "recipe", "resumed_from", "warnings", "machine")  # kept as JSON, beside the columns
 
 
 @dataclass(frozen=True)
