@@ -144,7 +144,7 @@ class LocalWorkers:
         command = [sys.executable, "-m", "secateur.compare.worker", str(self.folder), str(threads)]
         self._requests, other = socket.socketpair()
         with other:  # a process group of its own, so that one signal ends all of it, and Ctrl-C goes to the driver only
-            self._parent = subprocess.Popen(command, stdin=other, env=environment, process_group=0)
+            self._parent = subprocess.Popen(command, stdin=other.fileno(), env=environment, process_group=0)
 
     def _end_parent(self) -> None:
         """Kill the parent and every worker of it."""

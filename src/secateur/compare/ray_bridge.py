@@ -77,6 +77,7 @@ class Bridge:
     ) -> None:
         self.link, self.waiting = link, waiting
         self.place, self.address, self.cpus = Place(Path(store)), address, cpus
+        is_shared = True if is_shared is None and address == "local" else is_shared
         self.how = {"store": store, "mark": mark_of(Path(store)), "is_shared": is_shared, "threads": cpus}
         self.running: dict[Any, Job] = {}
         self.room, self.asked = 0, -math.inf

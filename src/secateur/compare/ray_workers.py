@@ -133,7 +133,7 @@ class RayWorkers:
         self._picks.register(self._link, selectors.EVENT_READ)
         command = [sys.executable, "-m", "secateur.compare.ray_bridge", json.dumps(settings)]
         with other:
-            self._bridge = subprocess.Popen(command, stdin=other, process_group=0)
+            self._bridge = subprocess.Popen(command, stdin=other.fileno(), process_group=0)
 
     def close(self) -> None:
         """Leave the cluster; its tasks end with that, and a local one ends itself."""

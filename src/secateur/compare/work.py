@@ -25,6 +25,7 @@ from ..budget import Budget
 from ..catalogue import CATALOGUE
 from ..errors import ExperimentError
 from ..graph.groups import ChannelGraph, trace
+from ..measure.latency import compare
 from ..measure.macs import nonzero_macs
 from ..methods._attached import TrainingMethod
 from ..models import initialise_, names
@@ -52,6 +53,8 @@ RESULT, MODEL, REWIND, PLAN, MASKS = (
 )
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
 TEST_BATCH = 512
+TIMED_BATCHES = (1, 64)
+TIMED_S = 0.5  # of each model at each batch
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ class _Work:
         self.base_recipe = self.model_part.base_recipe(job.seed)
 
     def run(self) -> dict[str, Any]:
-        return {"dense": self.dense, "cut": self.cut, "recover": self.recover}[self.job.kind]()
+        kinds = {"dense": self.dense, "cut": self.cut, "recover": self.recover, "latency": self.latency}
+        return kinds[self.job.kind]()
 
     def dense(self) -> dict[str, Any]:
         model = self._fresh()
@@ -205,6 +209,22 @@ class _Work:
             "widths": {name: [m.numel(), int(m.count_nonzero())] for name, m in result.plan.kept.items()},
             "verification_error": None,
         }
+
+    def latency(self) -> dict[str, Any]:
+        cut = self._needed(self.job.needs[0])
+        dense, small = self._dense_model(), self._cut_model()[0]
+        timed = [
+            compare(
+                dense,
+                small,
+                self.source.example(dense, batch),
+                threads=torch.get_num_threads(),
+                min_run_time_s=TIMED_S,
+            )
+            for batch in TIMED_BATCHES
+        ]
+        kept = {key: cut[key] for key in ("costs", "costs_before", "removed")}
+        return kept | {"metric": None, "latency": [asdict(one) for one in timed]}
 
     def recover(self) -> dict[str, Any]:
         cut = self._needed(self.job.needs[0])
