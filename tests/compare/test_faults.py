@@ -38,24 +38,26 @@ def drive(given, store):
     run(grid(given), store, LocalWorkers(store, 2, threads=1), progress=False)
 
 
-def children(process_id):
-    """Return the living children of a process."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*/stat"):
+def parent_of(process_id):
+    """Return the parent of a living process; None if there is none, or it only waits to be taken away."""
+    try:
+        state, parent = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return None
+    return None if state == "Z" else int(parent)
+
+
+def processes(*words):
+    """Return living processes whose command has these words -> their parents."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
         try:
-            state, parent = place.read_text().rpartition(")")[2].split()[:2]
+            command = (place / "cmdline").read_bytes().decode().split("\0")
         except OSError:
             continue
-        if int(parent) == process_id and state != "Z":
-            found.append(int(place.parent.name))
+        if set(words) <= set(command) and (parent := parent_of(place.name)) is not None:
+            found[int(place.name)] = parent
     return found
-
-
-def is_alive(process_id):
-    try:
-        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def until(claim):
@@ -97,20 +99,24 @@ class Runs:
         until(is_time)
         return self.driver.is_alive()
 
+    def workers(self):
+        """Return the parent of workers, if it lives, and the workers."""
+        found = processes("secateur.compare.worker", str(self.store))
+        parents = [one for one, parent in found.items() if parent == self.driver.pid]
+        return parents, [one for one in found if one not in parents]
+
     def kill(self, victim):
-        """Kill driver, parent of the workers, or a worker, if there is one; return how many workers died of it."""
-        (parent,) = children(self.driver.pid)
-        until(lambda: children(parent))
-        workers = children(parent)
+        """Kill driver, parent of the workers, or a worker; return how many workers die of it."""
+        until(lambda: self.workers()[victim == "worker"])
+        parents, workers = self.workers()
         if victim == "driver":
             self.driver.kill()
             self.driver.join()
-            until(lambda: not any(map(is_alive, [parent, *workers])))
+            until(lambda: self.workers() == ([], []))
             self.start()
             return len(workers)
-        killed = {"parent": parent, "worker": max(workers)}[victim]
-        os.kill(killed, signal.SIGKILL)
-        return len(workers) if victim == "parent" else 1
+        os.kill(max(workers) if victim == "worker" else parents[0], signal.SIGKILL)
+        return 1 if victim == "worker" else len(workers)
 
 
 @needs_proc

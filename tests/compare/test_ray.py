@@ -20,7 +20,7 @@ from secateur.errors import ExperimentError, MissingExtra
 
 from .experiments import OwnWorkers
 from .quick import batches, quick
-from .test_faults import assert_equal, children, needs_proc
+from .test_faults import assert_equal, needs_proc, parent_of
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 
@@ -42,9 +42,11 @@ def test_jobs_that_travel_come_back_whole(tmp_path):
         assert_equal(Place(store), Place(calm), job.digest)
 
 
-def descendants(process_id):
-    own = children(process_id)
-    return [*own, *(one for child in own for one in descendants(child))]
+def is_raylet(place):
+    try:
+        return (place / "cmdline").read_bytes().split(b"\0")[0].endswith(b"raylet")
+    except OSError:
+        return False
 
 
 class LosesItsCluster(RayWorkers):
@@ -53,9 +55,9 @@ class LosesItsCluster(RayWorkers):
     def answers(self, timeout_s):
         found = super().answers(timeout_s)
         if found:
-            for process_id in descendants(self._bridge.pid):
-                if b"raylet" in Path(f"/proc/{process_id}/cmdline").read_bytes():
-                    os.kill(process_id, signal.SIGKILL)
+            for place in Path("/proc").glob("[0-9]*"):
+                if is_raylet(place) and parent_of(place.name) == self._bridge.pid:
+                    os.kill(int(place.name), signal.SIGKILL)
         return found
 
 
