@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
@@ -103,6 +104,7 @@ def prune(
     check: bool = True,
     graph: ChannelGraph | None = None,
     tracking: Tracking | None = None,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
 ) -> PruneResult:
     """Remove channels from a model and return a smaller one that computes what the masked one computes.
 
@@ -126,6 +128,7 @@ def prune(
         check: verify the result in float64 and refuse a wrong one.
         graph: the model's graph, if you have it.
         tracking: where to show, after each epoch, how a method that takes part in training gets on.
+        checkpoint_dir: where to keep checkpoints of the training of such a method; the same call goes on from them.
 
     Returns:
         The smaller model, in the training mode of `model`, with plan, costs and verification.
@@ -141,16 +144,15 @@ def prune(
     """
     limits = _limits(limits, protect, min_keep, round_to)
     chosen = _method(method)
-    if tracking is not None and not isinstance(chosen, TrainingMethod):
-        raise MethodError(
-            f"tracking={tracking}: {type(chosen).__name__} takes no part in training, so there is nothing to show."
-        )
     check_plain(model)
+    if not isinstance(chosen, TrainingMethod):
+        _refuse_training_options(chosen, tracking, checkpoint_dir)
     repairs = _repairs(repair, data, task)
     example, named = as_args(args), dict(kwargs or {})
     graph = graph if graph is not None else trace(model, example, named)
     _check_model(model, graph, check=check)
-    problem = prepared(chosen, Problem(model, graph, budget, limits, example, named, data, task, seed, tracking))
+    posed = Problem(model, graph, budget, limits, example, named, data, task, seed, tracking, checkpoint_dir)
+    problem = prepared(chosen, posed)
     cut, small = _cut(problem, chosen, repairs)
     graph, plan = cut.graph, cut.decision.plan
     if plan.is_empty and budget.remove > 0:
@@ -227,6 +229,15 @@ def _repaired(problem: Problem, decision: Decision, repairs: tuple[str, ...] | N
     if wants_refit and problem.data is not None and problem.task is not None:
         source = refit(source, problem.graph, decision.plan, problem.data, problem.task, target=problem.model)
     return source
+
+
+def _refuse_training_options(method: Method, tracking: Tracking | None, checkpoint_dir: object) -> None:
+    given = {"tracking": (tracking, "show"), "checkpoint_dir": (checkpoint_dir, "keep")}
+    for option, (value, verb) in given.items():
+        if value is not None:
+            raise MethodError(
+                f"{option}={value}: {type(method).__name__} takes no part in training, so there is nothing to {verb}."
+            )
 
 
 def _limits(limits: Limits | None, protect: Sequence[str], min_keep: int, round_to: int) -> Limits:

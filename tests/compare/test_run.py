@@ -47,6 +47,23 @@ def test_everything_runs_once_and_in_order(tmp_path):
     assert not again.done
 
 
+def test_what_is_timed_runs_last_and_alone(tmp_path):
+    beside = {}
+
+    class Counting(OwnWorkers):
+        def submit(self, job):
+            super().submit(job)
+            beside.update({one.digest: max(beside.get(one.digest, 0), len(self.waiting)) for one in self.waiting})
+
+    workers = Counting(pretend(tmp_path), free=3)
+    assert run(tiny(latency=True), tmp_path, workers, progress=False).is_complete
+    kinds = [job.kind for job in workers.done]
+    assert kinds[-2:] == ["latency"] * 2
+    assert "latency" not in kinds[:-2]
+    assert {beside[job.digest] for job in workers.done if job.kind == "latency"} == {1}
+    assert 3 in beside.values()
+
+
 def test_a_failure_is_kept_with_its_traceback_and_stops_only_what_needs_it(tmp_path):
     workers = OwnWorkers(pretend(tmp_path, fails=("l1_filter 50% of macs cut",)))
     summary = run(tiny(), tmp_path, workers, progress=False)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from secateur.compare.jobs import jobs_of
-from secateur.compare.store import FILE, ResultStore, export
+from secateur.compare.store import COLUMNS, FILE, ResultStore, export
 from secateur.errors import ExperimentError
 from secateur.train import ClassificationTask
 
@@ -80,6 +80,24 @@ def test_a_store_of_a_newer_version_is_left_as_it_is(filled, tmp_path):
     with pytest.raises(ExperimentError, match=r"schema 99.*upgrade"):
         ResultStore(tmp_path)
     assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_a_store_of_an_older_version_is_brought_up_to_date(filled, tmp_path):
+    store, _, jobs = filled
+    store.close()
+    with sqlite3.connect(tmp_path / FILE) as link:
+        for name in COLUMNS:
+            if name.startswith("latency"):
+                link.execute(f"ALTER TABLE results DROP COLUMN {name}")
+        link.execute("PRAGMA user_version = 1")
+    with ResultStore(tmp_path) as again:
+        (dense,) = again.rows(status="done")
+        assert (dense.metric, dense.latency_1_ms) == (0.9, None)
+        timed = [{"after": {"batch": 64, "median_ms": 1.5}, "before": {"batch": 64, "median_ms": 3.0}}]
+        again.record(jobs[1], RESULT | {"latency": timed}, ClassificationTask())
+        (row,) = again.rows(digest=jobs[1].digest)
+        assert (row.latency_64_ms, row.latency_64_before_ms, row.latency_1_ms) == (1.5, 3.0, None)
+        assert again.detail(row.digest)["latency"] == timed
 
 
 def test_what_is_no_store_is_refused(tmp_path):

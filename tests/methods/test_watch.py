@@ -182,3 +182,16 @@ def test_tracking_a_method_that_takes_no_part_in_training_is_refused(monkeypatch
     shown = dataclasses.replace(Tracking("mlflow"), folder=tmp_path)
     with pytest.raises(MethodError, match="L1Filter takes no part in training"):
         sc.prune(small_net(torch.float32), torch.zeros(1, 3, 6, 6), method="l1_filter", tracking=shown, **shortly())
+
+
+def test_prune_goes_on_from_checkpoints_of_a_training_method_and_refuses_them_elsewhere(tmp_path):
+    model, images = small_net(torch.float32), torch.zeros(1, 3, 6, 6)
+    method = SoftFilter(recipe=Recipe(epochs=2, lr=0.01))
+    first = sc.prune(model, images, method=method, checkpoint_dir=tmp_path, **shortly())
+    assert len(list(tmp_path.glob("epoch-*"))) == 2
+    untrained = shortly() | {"data": [(batch[0] * torch.nan, *batch[1:]) for batch in shortly()["data"]]}
+    untrained |= {"repair": ()}
+    again = sc.prune(model, images, method=method, checkpoint_dir=tmp_path, **untrained)
+    assert again.plan == first.plan, "nothing is trained again: these batches cannot be trained on"
+    with pytest.raises(MethodError, match="nothing to keep"):
+        sc.prune(model, images, method="l1_filter", checkpoint_dir=tmp_path, **shortly())

@@ -7,14 +7,14 @@ starts from it. Jobs that two experiments share are the same job and run once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..catalogue import CATALOGUE
 from .spec import Experiment, MethodPart, ModelPart, digest_of
 
 VERSION = 1  # of what a job does; a change that alters results raises it
-KINDS = ("dense", "cut", "recover")
+KINDS = ("dense", "cut", "recover", "latency")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Job:
     """One piece of work.
 
     Attributes:
-        kind: "dense" (train the whole network), "cut" (prune it) or "recover" (train what is left, or its like anew).
+        kind: "dense" (train the whole network), "cut" (prune it), "recover" (train what is left, or its like anew) or
+            "latency" (time what is left against the whole; no other job may run beside it).
         model: the model part, as JSON.
         seed: of everything random.
         hold_out: share of the training images that nothing trains on.
@@ -82,6 +83,8 @@ def _of_method(experiment: Experiment, model: ModelPart, method: MethodPart, den
         given: dict[str, Any] = {"method": _plain(method), "budget": _plain(budget)}
         cut = Job("cut", dense.model, dense.seed, dense.hold_out, **given, needs=(dense.digest,))
         jobs.append(cut)
+        if experiment.latency:
+            jobs.append(replace(cut, kind="latency", needs=(cut.digest, dense.digest)))
         for recovery in experiment.recoveries:
             if recovery != "none":
                 jobs.append(_recovery(experiment, cut, dense, recovery))

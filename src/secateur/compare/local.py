@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -15,11 +17,14 @@ from ..errors import ExperimentError
 from .jobs import Job
 from .run import Answer
 
+MOST_UNREADY = 5  # workers in a row that end before they are ready, before no more are started
+
 
 @dataclass
 class _Worker:
-    process: subprocess.Popen[bytes]
+    link: socket.socket
     job: Job | None = None
+    process_id: int | None = None  # None = not ready yet
     unread: bytes = b""
 
 
@@ -40,6 +45,9 @@ class LocalWorkers:
     count: int = 1
     threads: int | None = None
     _workers: list[_Worker] = field(default_factory=list)
+    _parent: subprocess.Popen[bytes] | None = None
+    _requests: socket.socket | None = None
+    _unready: int = 0
 
     def __post_init__(self) -> None:
         if self.count < 1 or (self.threads is not None and self.threads < 1):
@@ -53,19 +61,21 @@ class LocalWorkers:
 
     @property
     def process_ids(self) -> list[int]:
-        """Of the workers that live."""
-        return [worker.process.pid for worker in self._workers]
+        """Of the workers that are ready or at work."""
+        return [worker.process_id for worker in self._workers if worker.process_id is not None]
 
     def submit(self, job: Job) -> None:
-        """Give a job to a free process; start one if there is none."""
+        """Give a job to a free process; start one if there is none.
+
+        Raises:
+            ExperimentError: several workers in a row ended before they were ready.
+        """
         worker = next((w for w in self._workers if w.job is None), None) or self._start()
         worker.job = job
         try:
-            assert worker.process.stdin is not None
-            worker.process.stdin.write(json.dumps(job.to_json()).encode() + b"\n")
-            worker.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died; its end of the output says so, and the job is told as one that a worker died at
+            worker.link.sendall(json.dumps(job.to_json()).encode() + b"\n")
+        except OSError:
+            pass  # it died; its end of the connection says so, and the job is told as one that a worker died at
 
     def answers(self, timeout_s: float) -> list[Answer]:
         """Return what came back, waiting for the first at most so long."""
@@ -75,15 +85,19 @@ class LocalWorkers:
         return found
 
     def _read(self, worker: _Worker) -> list[Answer]:
-        assert worker.process.stdout is not None
-        chunk = os.read(worker.process.stdout.fileno(), 1 << 16)
+        try:
+            chunk = worker.link.recv(1 << 16)
+        except OSError:
+            chunk = b""
         if not chunk:
             return self._bury(worker)
         *lines, worker.unread = (worker.unread + chunk).split(b"\n")
         found = []
         for line in lines:
             told: dict[str, Any] = json.loads(line)
-            if "ready" not in told:
+            if "ready" in told:
+                worker.process_id, self._unready = told["ready"], 0
+            else:
                 worker.job = None
                 found.append(
                     Answer(told["digest"], told.get("error", ""), told.get("said", ""), bool(told.get("full")))
@@ -92,36 +106,59 @@ class LocalWorkers:
 
     def _bury(self, worker: _Worker) -> list[Answer]:
         """Take a dead process out; its job is to be tried again."""
-        assert worker.process.stdout is not None
-        self._picks.unregister(worker.process.stdout)
+        self._picks.unregister(worker.link)
         self._workers.remove(worker)
-        _end(worker.process)
+        worker.link.close()
+        self._unready += worker.process_id is None
         return [] if worker.job is None else [Answer(worker.job.digest, is_dead=True)]
 
     def _start(self) -> _Worker:
+        if self._unready >= MOST_UNREADY:
+            raise ExperimentError(
+                f"{self._unready} worker processes in a row ended before they were ready; what they said is above. "
+                "What was finished is kept: run the same command again once they can start."
+            )
+        own, other = socket.socketpair()
+        with other:
+            self._send(other)
+        worker = _Worker(own)
+        self._workers.append(worker)
+        self._picks.register(own, selectors.EVENT_READ, worker)
+        return worker
+
+    def _send(self, end: socket.socket) -> None:
+        """Have a worker forked at this end of a connection, by a parent that is started where there is none."""
+        for _ in range(2):
+            if self._requests is None:
+                self._start_parent()
+            try:
+                assert self._requests is not None
+                socket.send_fds(self._requests, [b"+"], [end.fileno()])
+                return
+            except OSError:
+                self._end_parent()  # it is dead
+
+    def _start_parent(self) -> None:
         threads = self.threads or max(1, (os.cpu_count() or 1) // self.count)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "secateur.compare.worker", str(self.folder), str(threads)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-        worker = _Worker(process)
-        self._workers.append(worker)
-        self._picks.register(process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
-        return worker
+        self._requests, other = socket.socketpair()
+        with other:  # a process group of its own, so that one signal ends all of it, and Ctrl-C goes to the driver only
+            self._parent = subprocess.Popen(command, stdin=other.fileno(), env=environment, process_group=0)
+
+    def _end_parent(self) -> None:
+        """Kill the parent and every worker of it."""
+        if self._requests is not None:
+            self._requests.close()
+        if self._parent is not None:
+            os.killpg(self._parent.pid, signal.SIGKILL)
+            self._parent.wait()
+        self._parent = self._requests = None
 
     def close(self) -> None:
         """Stop every process at once."""
+        self._end_parent()
         for worker in self._workers:
-            _end(worker.process)
+            worker.link.close()
         self._workers.clear()
         self._picks.close()
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                pass

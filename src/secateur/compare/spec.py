@@ -117,6 +117,7 @@ class Experiment(_Part):
         hold_out: share of the training images that nothing trains on; every choice is made on it.
         scratch_cap: most epochs of scratch_b, as a multiple of the dense network's; None = no cap.
         control: add the random controls.
+        latency: time each cut network against the dense one, alone on the machine, once all else is done.
     """
 
     name: Name = "comparison"
@@ -128,6 +129,7 @@ class Experiment(_Part):
     hold_out: float = Field(default=0.1, gt=0, lt=1)
     scratch_cap: float | None = Field(default=None, ge=1)
     control: bool = True
+    latency: bool = False
 
     @property
     def compared(self) -> tuple[MethodPart, ...]:

@@ -21,7 +21,7 @@ from ..errors import ExperimentError
 from .jobs import Job
 from .spec import Experiment
 
-SCHEMA = 1
+SCHEMA = 2  # 2 has the columns of latency
 FILE = "results.sqlite"
 DONE, FAILED = "done", "failed"
 COLUMNS = {
@@ -48,6 +48,10 @@ COLUMNS = {
     "params_before": "INTEGER",
     "removed": "REAL",
     "verification_error": "REAL",
+    "latency_1_ms": "REAL",
+    "latency_1_before_ms": "REAL",
+    "latency_64_ms": "REAL",
+    "latency_64_before_ms": "REAL",
     "epochs": "INTEGER",
     "train_macs": "INTEGER",
     "seconds": "REAL",
@@ -64,7 +68,15 @@ DIRECT = (
     "train_macs",
     "seconds",
 )
-DETAIL = ("history", "widths", "recipe", "warnings", "machine")  # kept as JSON, beside the columns
+DETAIL = (
+    "history",
+    "widths",
+    "recipe",
+    "resumed_from",
+    "latency",
+    "warnings",
+    "machine",
+)  # kept as JSON, beside the columns
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,9 @@ class ResultStore:
         columns = ", ".join(f'"{name}" {kind}' for name, kind in COLUMNS.items())
         with self._link:
             self._link.execute(f"CREATE TABLE IF NOT EXISTS results ({columns})")
+            known = {name for _, name, *_ in self._link.execute("PRAGMA table_info(results)")}
+            for name in COLUMNS.keys() - known:
+                self._link.execute(f'ALTER TABLE results ADD COLUMN "{name}" {COLUMNS[name]}')
             self._link.execute("CREATE TABLE IF NOT EXISTS details (digest TEXT PRIMARY KEY, value TEXT NOT NULL)")
             self._link.execute("CREATE TABLE IF NOT EXISTS jobs (digest TEXT PRIMARY KEY, value TEXT NOT NULL)")
             self._link.execute(
@@ -244,31 +259,31 @@ def _identity(job: Job) -> dict[str, Any]:
         "label": (method.get("label") or method.get("name")) if method else None,
         "of_what": budget.get("of"),
         "remove": budget.get("remove"),
-        "recovery": job.recovery or {"dense": "dense", "cut": "none"}[job.kind],
+        "recovery": job.recovery or {"dense": "dense", "cut": "none", "latency": "latency"}[job.kind],
         "seed": job.seed,
     }
 
 
 def _columns(result: Mapping[str, Any]) -> dict[str, Any]:
     costs, before = result["costs"], result.get("costs_before", {})
-    direct = (
-        "metric",
-        "metric_as_cut",
-        "test_count",
-        "removed",
-        "verification_error",
-        "epochs",
-        "train_macs",
-        "seconds",
-    )
     return {
-        **{name: result.get(name) for name in direct},
+        **{name: result.get(name) for name in DIRECT},
         "macs": costs["macs"],
         "params": costs["params"],
         "bytes": costs["bytes"],
         "macs_before": before.get("macs"),
         "params_before": before.get("params"),
+        **_latencies(result.get("latency", ())),
     }
+
+
+def _latencies(timed: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    found = {}
+    for one in timed:
+        batch = one["after"]["batch"]
+        found[f"latency_{batch}_ms"] = one["after"]["median_ms"]
+        found[f"latency_{batch}_before_ms"] = one["before"]["median_ms"]
+    return found
 
 
 def export(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:

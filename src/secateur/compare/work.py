@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -9,7 +10,8 @@ import platform
 import shutil
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +25,9 @@ from ..budget import Budget
 from ..catalogue import CATALOGUE
 from ..errors import ExperimentError
 from ..graph.groups import ChannelGraph, trace
+from ..measure.latency import compare
 from ..measure.macs import nonzero_macs
+from ..methods._attached import TrainingMethod
 from ..models import initialise_, names
 from ..plan import Plan
 from ..prune import prune
@@ -47,7 +51,10 @@ RESULT, MODEL, REWIND, PLAN, MASKS = (
     "plan.json",
     "masks.safetensors",
 )
+CHECKPOINTS, LOCK = "checkpoints", ".lock"
 TEST_BATCH = 512
+TIMED_BATCHES = (1, 64)
+TIMED_S = 0.5  # of each model at each batch
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,24 @@ class Place:
             return None
         return found
 
+    @contextmanager
+    def alone(self, digest: str) -> Iterator[Path]:
+        """Have the folder of a job, made if it is not there, to oneself; another process that is at it is waited for.
+
+        A worker whose driver was killed may take a moment to end, while the next driver starts another at the same job.
+        """
+        folder = self.of(digest)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOCK).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield folder
+
+    def tidy(self, digest: str) -> None:
+        """Drop what only a job that is not done needs."""
+        shutil.rmtree(self.of(digest) / CHECKPOINTS, ignore_errors=True)
+        for partial in self.of(digest).glob(".*.partial"):
+            partial.unlink(missing_ok=True)
+
 
 def perform(job: Job, place: Place) -> dict[str, Any]:
     """Do a job whose needs are done, and return its result; one that is done already is not done again.
@@ -78,22 +103,22 @@ def perform(job: Job, place: Place) -> dict[str, Any]:
         ExperimentError: something that it needs is not there.
         SecateurError: from whatever it does.
     """
-    done = place.result(job.digest)
-    if done is not None:
-        return done
-    folder = place.of(job.digest)
-    folder.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        result = _Work(job, place, folder).run()
-    result["seconds"] = round(time.perf_counter() - start, 3)
-    result["test_count"] = len(_data_of(str(job.model["data"])).test_labels)
-    result["warnings"] = sorted({str(warning.message) for warning in told})
-    result["machine"] = _machine()
-    write_json(folder / RESULT, result)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return result
+    with place.alone(job.digest) as folder:
+        done = place.result(job.digest)
+        if done is not None:
+            return done
+        start = time.perf_counter()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            result = _Work(job, place, folder).run()
+        result["seconds"] = round(time.perf_counter() - start, 3)
+        result["test_count"] = len(_data_of(str(job.model["data"])).test_labels)
+        result["warnings"] = sorted({str(warning.message) for warning in told})
+        result["machine"] = _machine()
+        flush(folder)
+        write_json(folder / RESULT, result)
+        place.tidy(job.digest)
+        return result
 
 
 class _Work:
@@ -107,7 +132,8 @@ class _Work:
         self.base_recipe = self.model_part.base_recipe(job.seed)
 
     def run(self) -> dict[str, Any]:
-        return {"dense": self.dense, "cut": self.cut, "recover": self.recover}[self.job.kind]()
+        kinds = {"dense": self.dense, "cut": self.cut, "recover": self.recover, "latency": self.latency}
+        return kinds[self.job.kind]()
 
     def dense(self) -> dict[str, Any]:
         model = self._fresh()
@@ -138,16 +164,18 @@ class _Work:
     def _prune(self, dense: nn.Module, graph: ChannelGraph) -> dict[str, Any]:
         part = self._method()
         loader, task = self._loader(augment=False), self.source.task
+        method = CATALOGUE[part.name].make(**part.settings)
         result = prune(
             dense,
             self.source.example(dense),
             budget=self._budget(),
-            method=CATALOGUE[part.name].make(**part.settings),
+            method=method,
             data=loader,
             task=task,
             repair=part.repair,
             seed=self.job.seed,
             graph=graph,
+            checkpoint_dir=self.folder / CHECKPOINTS if isinstance(method, TrainingMethod) else None,
         )
         raw = shrink(result.decision.model or dense, result.graph, result.plan)
         result.plan.save(self.folder / PLAN)
@@ -188,6 +216,22 @@ class _Work:
             "widths": {name: [m.numel(), int(m.count_nonzero())] for name, m in result.plan.kept.items()},
             "verification_error": None,
         }
+
+    def latency(self) -> dict[str, Any]:
+        cut = self._needed(self.job.needs[0])
+        dense, small = self._dense_model(), self._cut_model()[0]
+        timed = [
+            compare(
+                dense,
+                small,
+                self.source.example(dense, batch),
+                threads=torch.get_num_threads(),
+                min_run_time_s=TIMED_S,
+            )
+            for batch in TIMED_BATCHES
+        ]
+        kept = {key: cut[key] for key in ("costs", "costs_before", "removed")}
+        return kept | {"metric": None, "latency": [asdict(one) for one in timed]}
 
     def recover(self) -> dict[str, Any]:
         cut = self._needed(self.job.needs[0])
@@ -233,12 +277,13 @@ class _Work:
             task if task is not None else self.source.task,
             recipe,
             attachments=attachments,
-            checkpoint_dir=self.folder / "checkpoints",
+            checkpoint_dir=self.folder / CHECKPOINTS,
             run_id=self.job.digest,
             progress=False,
         )
         history = [[record.epoch, record.loss, record.lr, round(record.seconds, 3)] for record in result.history]
-        return {"epochs": recipe.epochs - recipe.first_epoch, "history": history, "recipe": asdict(recipe)}
+        found = {"epochs": recipe.epochs - recipe.first_epoch, "history": history, "recipe": asdict(recipe)}
+        return found | {"resumed_from": result.resumed_from}
 
     def _loader(self, *, augment: bool) -> Any:
         return self.source.loaders("comparing", self.base_recipe.batch_size or 128, augment=augment).train
@@ -318,6 +363,16 @@ def _contiguous(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
+def flush(folder: Path) -> None:
+    """Have all files of a folder, not of folders in it, on the disk: a machine that goes down keeps them."""
+    for path in (*(path for path in folder.iterdir() if path.is_file()), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON in one step: a kill leaves no file or a whole one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -327,6 +382,7 @@ def write_json(path: Path, value: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,6 +1,8 @@
-"""A worker process: reads jobs from its standard input, one JSON a line, and answers each with one line.
+"""Worker processes: one parent imports everything once and forks a worker for each connection it is sent.
 
-It ends when its input does, so no worker outlives a driver that was killed, not even in the middle of a job.
+A worker reads jobs from its connection, one JSON a line, and answers each with one line. It ends when the connection
+does, so no worker outlives a driver that was killed, not even in the middle of a job. Forking makes a worker that died
+cheap to replace: nothing is imported again.
 """
 
 from __future__ import annotations
@@ -8,48 +10,82 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
+import socket
 import sys
 import threading
 import traceback
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 
 def main() -> None:
-    """Work until the input ends: ``python -m secateur.compare.worker STORE THREADS``."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # whatever else writes to standard output must not spoil the answers
+    """Fork workers until the socket on standard input closes: ``python -m secateur.compare.worker STORE THREADS``."""
+    link = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # what is printed in a job is a message, and no result of the command
+    _import_all()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes dead workers away
+    while True:
+        data, handles, _, _ = socket.recv_fds(link, 1, 1)
+        if not data:
+            return
+        if os.fork() == 0:
+            link.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            work(socket.socket(fileno=handles[0]), Path(sys.argv[1]), int(sys.argv[2]))
+        for handle in handles:
+            os.close(handle)
+
+
+def _import_all() -> None:
+    """Import what jobs need, so that workers have it; nothing here computes, for threads do not survive a fork."""
+    import_module("secateur.compare.work")
+    if find_spec("accelerate"):
+        import_module("accelerate.data_loader")  # fit imports it on its first call
+
+
+def work(link: socket.socket, store: Path, threads: int) -> None:
+    """Do jobs until the connection closes; never returns."""
     waiting: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=_read, args=(waiting,), daemon=True).start()
+    threading.Thread(target=_read, args=(link, waiting), daemon=True).start()
     import torch
 
     from .jobs import Job
     from .work import Place, perform
 
-    torch.set_num_threads(int(sys.argv[2]))
-    place = Place(Path(sys.argv[1]))
-    _answer(answers, {"ready": os.getpid()})
+    torch.set_num_threads(threads)
+    place = Place(store)
+    _answer(link, {"ready": os.getpid()})
     while True:
         job = Job.from_json(json.loads(waiting.get()))
         try:
             perform(job, place)
-            _answer(answers, {"digest": job.digest})
+            _answer(link, {"digest": job.digest})
         except Exception as error:
-            trace = "".join(traceback.format_exception(error))
-            full = _is_full(error)
-            _answer(answers, {"digest": job.digest, "error": trace, "said": str(error), "full": full})
+            _answer(link, {"digest": job.digest, **failure(error)})
 
 
-def _read(waiting: queue.Queue[str]) -> None:
+def failure(error: BaseException) -> dict[str, Any]:
+    """Return what an answer says of an error."""
+    trace = "".join(traceback.format_exception(error))
+    return {"error": trace, "said": str(error), "full": _is_full(error)}
+
+
+def _read(link: socket.socket, waiting: queue.Queue[str]) -> None:
     """Pass lines on; leave at once when there will be no more."""
-    for line in sys.stdin:
-        waiting.put(line)
-    os._exit(0)
+    try:
+        for line in link.makefile(encoding="utf-8"):
+            if line.endswith("\n"):  # otherwise the driver was killed while it wrote
+                waiting.put(line)
+    finally:
+        os._exit(0)
 
 
-def _answer(answers: Any, value: dict[str, Any]) -> None:
-    answers.write(json.dumps(value) + "\n")
-    answers.flush()
+def _answer(link: socket.socket, value: dict[str, Any]) -> None:
+    link.sendall(json.dumps(value).encode() + b"\n")
 
 
 def _is_full(error: BaseException | None) -> bool:

@@ -7,8 +7,10 @@ Our own loop, other libraries' callbacks and hand-written loops call the same ob
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -74,10 +76,18 @@ def train_and_decide(name: str, method: TrainingMethod, problem: Problem) -> Dec
     if problem.budget.remove == 0:
         return replace(attached.finish(), model=None, is_refitted=False)
     watch, recipe = Watch(attached), method.recipe.replace(seed=problem.seed)
-    train_(name, attached.model, problem, recipe, [attached, watch], tracking=problem.tracking)
+    folder = None if problem.checkpoint_dir is None else _folder(Path(problem.checkpoint_dir), problem)
+    attachments = [attached, watch]
+    train_(name, attached.model, problem, recipe, attachments, tracking=problem.tracking, checkpoint_dir=folder)
     decision = attached.finish()
     model = attached.model if decision.model is None else decision.model
     return replace(decision, model=model, is_refitted=True, history=watch.history)
+
+
+def _folder(root: Path, problem: Problem) -> Path:
+    """Where a cut that failed leaves groups whole, the run is another one and starts anew."""
+    whole = "-".join(sorted(problem.graph.rigid))
+    return root / hashlib.sha256(whole.encode()).hexdigest()[:16] if whole else root
 
 
 def counts_now(problem: Problem, allocation: Allocation, scores: Mapping[str, Tensor]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -34,6 +35,7 @@ class Problem:
         task: how to read a batch; needed with `data`.
         seed: makes everything random repeatable.
         tracking: where a method that takes part in training shows how it goes.
+        checkpoint_dir: where it keeps checkpoints, to go on from.
 
     Raises:
         BudgetError: the budget is no `Budget`, or counts single weights.
@@ -49,6 +51,7 @@ class Problem:
     task: Task | None = None
     seed: int = 0
     tracking: Tracking | None = None
+    checkpoint_dir: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.budget, Budget):

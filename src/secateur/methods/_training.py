@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,15 +56,25 @@ def train_(
     attachments: Sequence[Attachment] = (),
     *,
     tracking: Tracking | None = None,
+    checkpoint_dir: Path | None = None,
 ) -> None:
-    """Train a working copy IN PLACE by the package's own loop.
+    """Train a working copy IN PLACE by the package's own loop; where there are checkpoints of the run, go on from them.
 
     Raises:
         MethodError: the model does not run on the data, or something is not finite; names the layer where it can.
     """
     data, task = training_data(problem, method)
     with blamed(method, problem):
-        fit(model, data, task, recipe, attachments=attachments, progress=False, tracking=tracking)
+        fit(
+            model,
+            data,
+            task,
+            recipe,
+            attachments=attachments,
+            progress=False,
+            tracking=tracking,
+            checkpoint_dir=checkpoint_dir,
+        )
 
 
 @contextmanager

@@ -168,7 +168,7 @@ def fit(
         stack.enter_context(same_randomness_after(device))
         stack.enter_context(same_loader_after(loader))
         stack.enter_context(same_loader_after(eval_loader))
-        tracks = stack.enter_context(tracked(tracking, made, recipe))
+        tracks = stack.enter_context(tracked(tracking, made, asdict(recipe)))
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
         data = _Data(made, loader, eval_loader, recipe)
         run = _Run(made, model, data, task, recipe, tuple(attachments), folder, checkpoint_steps, run_id, tracks)

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ import numpy as np
 from torch import Tensor
 
 from secateur.errors import MissingExtra, TrainingError, UnknownName
-from secateur.train.schedules import Recipe
 
 Array = np.ndarray[Any, Any]
 PARTS = {"least": 0.0, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "most": 1.0}
@@ -35,9 +34,11 @@ class Tracking:
 
     Attributes:
         trackers: "tensorboard", "mlflow" or "trackio", one or several.
-        folder: TensorBoard reads `folder/run`; MLflow's database is `folder/mlflow.db`, unless MLflow has been told of
-            another place. trackio has one folder for all runs, TRACKIO_DIR in the environment.
-        run: name of the run; MLflow's experiment and trackio's project are called so.
+        folder: TensorBoard reads `folder/run`, or `folder/group/run`; MLflow's database is `folder/mlflow.db`, unless
+            MLflow has been told of another place. trackio has one folder for all runs, TRACKIO_DIR in the environment.
+        run: name of the run.
+        group: of runs that belong together: MLflow's experiment, trackio's project, a folder of TensorBoard's; "" =
+            they are called like the run.
 
     Raises:
         MissingExtra: a tracker's package is not installed.
@@ -53,14 +54,18 @@ class Tracking:
     trackers: str | tuple[str, ...]
     folder: str | Path = "runs"
     run: str = "secateur"
+    group: str = ""
 
     def __post_init__(self) -> None:
         given = (self.trackers,) if isinstance(self.trackers, str) else tuple(dict.fromkeys(self.trackers))
         object.__setattr__(self, "trackers", given)
         if not given:
             raise TrainingError(f"trackers={given!r}: expected one or several of {', '.join(sorted(KINDS))}.")
-        if not re.fullmatch(r"\w[\w.-]*", self.run):
-            raise TrainingError(f"run={self.run!r}: expected letters, digits, '-', '_' and '.', e.g. 'resnet20-half'.")
+        for key, value in {"run": self.run, "group": self.group or self.run}.items():
+            if not re.fullmatch(r"\w[\w.-]*", value):
+                raise TrainingError(
+                    f"{key}={value!r}: expected letters, digits, '-', '_' and '.', e.g. 'resnet20-half'."
+                )
         for name in given:
             if name not in KINDS:
                 raise UnknownName("tracker", name, KINDS)
@@ -93,13 +98,13 @@ class Tracks:
 
 
 @contextmanager
-def tracked(tracking: Tracking | None, made: Any, recipe: Recipe) -> Iterator[Tracks | None]:
+def tracked(tracking: Tracking | None, made: Any, settings: Mapping[str, Any]) -> Iterator[Tracks | None]:
     """Have the trackers of a run open during the block, on the first process; None where nothing is tracked.
 
     Args:
         tracking: where.
         made: the accelerator, made with these trackers.
-        recipe: noted with the run.
+        settings: noted with the run, those that are numbers, truths and words.
     """
     if tracking is None or not made.is_main_process:
         yield None
@@ -108,16 +113,25 @@ def tracked(tracking: Tracking | None, made: Any, recipe: Recipe) -> Iterator[Tr
     with contextlib.ExitStack() as stack:
         for kind in kinds.values():
             stack.enter_context(kind.around(Path(tracking.folder)))
-        settings = {name: kind.settings(tracking) for name, kind in kinds.items()}
-        noted = {key: value for key, value in asdict(recipe).items() if isinstance(value, bool | int | float | str)}
+        noted = {key: value for key, value in settings.items() if isinstance(value, bool | int | float | str)}
         with contextlib.redirect_stdout(sys.stderr):  # where results are printed, nothing else may be
-            made.init_trackers(tracking.run, config=noted, init_kwargs=settings)
+            _open(tracking, made, kinds, noted)
         try:
             yield Tracks(made.trackers)
         finally:
             with contextlib.redirect_stdout(sys.stderr):
                 for tracker in made.trackers:
                     tracker.finish()
+
+
+def _open(tracking: Tracking, made: Any, kinds: Mapping[str, Kind], noted: dict[str, Any]) -> None:
+    """Open the trackers one by one, for what they call a project is not the same."""
+    wanted, opened = {str(one): one for one in made.log_with}, []
+    for name, kind in kinds.items():
+        made.log_with, made.trackers = [wanted[name]], []
+        made.init_trackers(kind.project(tracking), config=noted, init_kwargs={name: kind.settings(tracking)})
+        opened += made.trackers
+    made.log_with, made.trackers = list(wanted.values()), opened
 
 
 def quartiles(values: Array) -> dict[str, float]:
@@ -192,21 +206,32 @@ class Kind:
         distribution: takes a distribution (tracker, name, values, epoch), and returns what is left to log by the name.
         settings: arguments of its class in Accelerate.
         around: what has to surround a run, given the folder.
+        project: what Accelerate is told as the project's name.
     """
 
     get: str
     distribution: Callable[[Any, str, Array, int], dict[str, Any]]
     settings: Callable[[Tracking], dict[str, Any]] = lambda tracking: {}
     around: Callable[[Path], AbstractContextManager[None]] = lambda folder: nullcontext()
+    project: Callable[[Tracking], str] = lambda tracking: tracking.group or tracking.run
 
 
 KINDS: dict[str, Kind] = {
     "mlflow": Kind("pip install mlflow.", _in_quartiles, _mlflow_settings, _mlflow_database),
-    "tensorboard": Kind('pip install "secateur[track]".', _histogram_in_tensorboard),
+    "tensorboard": Kind(
+        'pip install "secateur[track]".',
+        _histogram_in_tensorboard,
+        project=lambda tracking: f"{tracking.group}/{tracking.run}" if tracking.group else tracking.run,
+    ),
     "trackio": Kind(
         "pip install trackio.",
         _histogram_in_trackio,
-        lambda tracking: {"embed": False, "auto_log_cpu": False, "auto_log_gpu": False},
+        lambda tracking: {
+            "embed": False,
+            "auto_log_cpu": False,
+            "auto_log_gpu": False,
+            **({"name": tracking.run} if tracking.group else {}),
+        },
         _trackio_closed,
     ),
 }

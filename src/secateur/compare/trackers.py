@@ -1,0 +1,56 @@
+"""Results of experiments in TensorBoard, MLflow and trackio: each finished job as a run, with its training curve."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..train.placement import accelerator
+from ..train.tracking import Tracking, Tracks, tracked
+from .store import DONE, ResultStore, Row
+
+SETTINGS = ("digest", "kind", "model", "data", "method", "label", "of_what", "remove", "recovery", "seed")
+COSTS = ("macs", "params", "bytes", "removed", "train_macs", "verification_error")
+
+
+def show(store: ResultStore, tracking: Tracking, experiment: str | None = None) -> int:
+    """Write every finished result to trackers, and return how many there were.
+
+    What a result was asked for is noted as settings of its run. A result that is shown twice is there twice.
+
+    Args:
+        store: with the results.
+        tracking: where; each run gets a name of its own, in the group that is given.
+        experiment: digest of one, None = of all.
+
+    Raises:
+        ExperimentError: the store cannot be read.
+        TrainingError: Accelerate is not installed.
+    """
+    rows = store.rows(experiment, status=DONE)
+    for row in rows:
+        one = replace(tracking, run=_name(row), group=tracking.group or tracking.run)
+        settings = {key: value for key in SETTINGS if (value := getattr(row, key)) is not None}
+        with accelerator(one) as made, tracked(one, made, settings) as tracks:
+            assert tracks is not None
+            _write(tracks, row, store.detail(row.digest))
+    return len(rows)
+
+
+def _name(row: Row) -> str:
+    budget = "" if row.remove is None else f"{row.remove:g}-of-{row.of_what}"
+    parts = (row.model, row.label, budget, row.recovery, f"seed-{row.seed}", row.digest[:6])
+    return re.sub(r"[^\w.-]", "_", "-".join(part for part in parts if part)).lstrip("._-")
+
+
+def _write(tracks: Tracks, row: Row, detail: Mapping[str, Any]) -> None:
+    epoch = 0
+    for index, loss, lr, _ in detail.get("history", ()):
+        epoch = index + 1
+        tracks.write(epoch, {"train/loss": loss, "train/lr": lr})
+    values = {f"cost/{name}": getattr(row, name) for name in COSTS}
+    values |= {f"test/{row.metric_name}": row.metric, f"test/{row.metric_name}_as_cut": row.metric_as_cut}
+    values |= {f"latency/{name}": value for name, value in row.values.items() if name.startswith("latency")}
+    tracks.write(epoch, {name: float(value) for name, value in values.items() if value is not None})
