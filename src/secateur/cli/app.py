@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from .bench import bench
+from .compare import compare
 from .groups import groups
 from .methods import methods
 from .prune import prune
+from .report import report
+from .results import results
 from .sensitivity import sensitivity
 from .train import train
 
@@ -45,7 +48,7 @@ def _root(
     """Prune trained PyTorch networks, exactly, and say whether it was worth it."""
 
 
-for _command in (methods, groups, train, sensitivity, prune, bench):
+for _command in (methods, groups, train, sensitivity, prune, bench, compare, results, report):
     app.command()(_command)
 
 

@@ -207,8 +207,13 @@ class ResultStore:
 
     def detail(self, digest: str) -> dict[str, Any]:
         """Return what is kept of a job beside the columns: training curve, widths, recipe, warnings, machine."""
-        found = self._link.execute("SELECT value FROM details WHERE digest = ?", (digest,)).fetchone()
-        return {} if found is None else dict(json.loads(found[0]))
+        return self.details([digest]).get(digest, {})
+
+    def details(self, digests: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return the same of several jobs; jobs without any are left out."""
+        marks = ", ".join("?" for _ in digests)
+        found = self._link.execute(f"SELECT digest, value FROM details WHERE digest IN ({marks})", tuple(digests))
+        return {digest: json.loads(value) for digest, value in found}
 
     def experiments(self) -> list[dict[str, Any]]:
         """Return digest, name and time of every experiment, and how many of its jobs are done or failed."""
@@ -219,6 +224,25 @@ class ResultStore:
         )
         names = ("digest", "name", "created", "jobs", "done", "failed")
         return [dict(zip(names, row, strict=True)) for row in self._link.execute(text)]
+
+    def named(self, name: str | None = None) -> str:
+        """Return the digest of the experiment of that name or digest; of several the newest; None = the newest of all.
+
+        Raises:
+            ExperimentError: there is none.
+        """
+        known = self.experiments()
+        found = [one["digest"] for one in known if name in (None, one["name"], one["digest"])]
+        if not found:
+            said = ", ".join(f"{one['digest']} ({one['name']})" for one in known) or "none"
+            raise ExperimentError(f"{self.path} has no experiment {name or ''!r}; there are: {said}.")
+        return str(found[-1])
+
+    def values(self, column: str) -> list[Any]:
+        """Return the different values of a column, without those that are not known."""
+        assert column in COLUMNS
+        found = self._link.execute(f'SELECT DISTINCT "{column}" FROM results WHERE "{column}" IS NOT NULL ORDER BY 1')
+        return [value for (value,) in found]
 
     def experiment(self, digest: str) -> Experiment:
         """Return an experiment.

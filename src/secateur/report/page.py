@@ -39,6 +39,47 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """A change of a specification: the value that goes to a place in it, e.g. ("layer", 0, "mark", "opacity")."""
+
+    place: Sequence[str | int]
+    value: Any
+
+
+@dataclass(frozen=True)
+class Control:
+    """A list to choose from, above a chart.
+
+    Attributes:
+        label: what is chosen.
+        options: name -> what it changes. The first is what the specification says.
+    """
+
+    label: str
+    options: Mapping[str, Sequence[Edit]]
+
+    @property
+    def edits(self) -> list[list[dict[str, Any]]]:
+        """The changes of each option, for the script of the page."""
+        return [[{"place": list(edit.place), "value": edit.value} for edit in edits] for edits in self.options.values()]
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes to tick, above a chart: the names that are ticked are the value of a parameter of the specification.
+
+    Attributes:
+        label: what is ticked.
+        colours: name -> its colour in the chart.
+        parameter: index of the parameter among the specification's.
+    """
+
+    label: str
+    colours: Mapping[str, str]
+    parameter: int = 0
+
+
+@dataclass(frozen=True)
 class Chart:
     """A chart.
 
@@ -46,11 +87,30 @@ class Chart:
         specification: in Vega-Lite.
         description: what it shows, for those who cannot see it.
         caption: printed below it.
+        controls: what can be chosen.
+        boxes: what can be shown or hidden.
     """
 
     specification: Mapping[str, Any]
     description: str
     caption: str = ""
+    controls: Sequence[Control] = ()
+    boxes: Boxes | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Lines of text that are folded away until they are asked for.
+
+    Attributes:
+        title: what is behind it.
+        lines: the text.
+        is_code: set in a fixed width.
+    """
+
+    title: str
+    lines: Sequence[str]
+    is_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +121,7 @@ class Section:
     paragraphs: Sequence[str] = ()
     tables: Sequence[Table] = ()
     charts: Sequence[Chart] = ()
+    listings: Sequence[Listing] = ()
 
 
 @dataclass(frozen=True)
