@@ -19,7 +19,7 @@ LEFT = 4  # columns of words
 Store = Annotated[str, typer.Argument(help="Folder that `secateur compare` wrote.", metavar="DIR")]
 Which = Annotated[
     str | None,
-    typer.Option("--experiment", help="Name or digest. [for results: all; else: the newest]", metavar="NAME"),
+    typer.Option("--experiment", help="Name or digest of one experiment. [report: the newest]", metavar="NAME"),
 ]
 OfModel = Annotated[str | None, typer.Option("--model", help="Results of this model only.", metavar="NAME")]
 OfMethod = Annotated[str | None, typer.Option("--method", help="Results of this method only.", metavar="NAME")]
@@ -87,8 +87,8 @@ def _table(rows: Sequence[Row]) -> str:
     cells = [HEADINGS, *(_cells(row) for row in rows)]
     widths = [max(len(row[k]) for row in cells) for k in range(len(HEADINGS))]
     lines = []
-    for row in cells:
-        parts = [c.ljust(w) if k < LEFT else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))]
+    for line in cells:
+        parts = [c.ljust(w) if k < LEFT else c.rjust(w) for k, (c, w) in enumerate(zip(line, widths, strict=True))]
         lines.append("  ".join(parts).rstrip())
     for row in rows:
         if row.error:

@@ -27,7 +27,7 @@ COLOURS = (
     "#b79a20",
     "#7f7f7f",
 )
-WIDTH, HEIGHT, ROW_HEIGHT = 680, 340, 26
+WIDTH, HEIGHT, WAY_HEIGHT = 760, 340, 12
 MOST_ROWS = 30  # of the chart of ways
 DENSE = "dense network"
 NAMES = {
@@ -64,7 +64,16 @@ def title_of(one: Outcome) -> str:
     """Return method and budget of a way."""
     if one.cell.label is None:
         return DENSE
-    return f"{one.cell.label} {one.cell.remove:.0%} of {one.cell.of}"
+    return f"{one.cell.label}, {asked(one.cell.remove or 0.0, one.cell.of or '')}"
+
+
+def asked(remove: float, of: str) -> str:
+    """Return a budget in words.
+
+    >>> asked(0.5, "macs")
+    '50% of MACs'
+    """
+    return f"{100 * remove:g}% of {dict(macs='MACs', params='parameters').get(of, of)}"
 
 
 def point(one: Outcome) -> dict[str, Any]:
@@ -86,12 +95,6 @@ def point(one: Outcome) -> dict[str, Any]:
 
 
 CASE = {"filter": "datum.case === network"}
-CLICKED = {
-    "name": "clicked",
-    "select": {"type": "point", "fields": ["method"], "toggle": "event.shiftKey"},
-    "bind": "legend",
-}
-BROUGHT_OUT = {"condition": {"param": "clicked", "value": 1}, "value": 0.12}
 TOOLTIP = [
     {"field": "title", "title": "method"},
     {"field": "way", "title": "way"},
@@ -105,7 +108,7 @@ TOOLTIP = [
 
 def ways_chart(findings: Findings) -> Chart | None:
     """Return a row for each method and budget, a mark for each way; None where they are too many to tell apart."""
-    rows = [point(one) for one in findings.outcomes if one.cell.label is not None]
+    rows = [point(one) for one in findings.outcomes if one.cell.label is not None and one.cell.recovery != "none"]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     most = max((len({row["title"] for row in rows if row["case"] == case}) for case in cases), default=0)
     if not rows or most > MOST_ROWS:
@@ -133,7 +136,7 @@ def ways_chart(findings: Findings) -> Chart | None:
         "mark": {"type": "rule", "strokeDash": [6, 4]},
         "encoding": {"x": _accuracy(), "tooltip": TOOLTIP},
     }
-    spec = _base(cases, [marks, rule], {"step": ROW_HEIGHT if len(ways) < 4 else 8 * len(ways)})
+    spec = _base(cases, [marks, rule], {"step": WAY_HEIGHT * (len(ways) + 1), "for": "position"})
     best = [f"{row['title']}, {row['way']}: {row['mean']:.2%}" for row in rows][:40]
     return Chart(
         spec,
@@ -141,6 +144,7 @@ def ways_chart(findings: Findings) -> Chart | None:
         "Marks are means over seeds, lines one standard deviation to each side; dashed: the dense network.",
         _cases_control(cases),
         Boxes("Shown", colours_of(ways)),
+        _still(spec, cases),
     )
 
 
@@ -162,8 +166,7 @@ def cost_chart(findings: Findings) -> Chart | None:
             {"mark": {"type": "line", "strokeWidth": 1, "opacity": 0.5}, "encoding": {"y": _accuracy()}},
             {
                 "mark": {"type": "point", "filled": True, "size": 80},
-                "params": [CLICKED],
-                "encoding": {"y": _accuracy(), "shape": {"field": "method", "legend": None}, "opacity": BROUGHT_OUT},
+                "encoding": {"y": _accuracy(), "shape": {"field": "method", "legend": None}},
             },
         ],
     }
@@ -178,21 +181,23 @@ def cost_chart(findings: Findings) -> Chart | None:
         ),
     ]
     said = "; ".join(f"{r['title']}, {r['way']}: {r['mean']:.2%} at {r['macs']:,.0f} MACs" for r in rows[:40])
+    spec = _base(cases, [points], HEIGHT)
     return Chart(
-        _base(cases, [points], HEIGHT),
+        spec,
         f"Test accuracy against cost. {said}",
         "Means over seeds, with one standard deviation to each side.",
         controls,
         Boxes("Methods", colours),
+        _still(spec, cases),
     )
 
 
 def curves_chart(findings: Findings) -> Chart | None:
     """Return the training loss over epochs, of the first seed; None where nothing was trained."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "case": f"{row.model} on {row.data}",
-            "title": DENSE if row.label is None else f"{row.label} {row.remove:.0%} of {row.of_what}",
+            "title": DENSE if row.label is None else f"{row.label}, {asked(row.remove, row.of_what)}",
             "method": row.label or DENSE,
             "way": NAMES[row.recovery],
             "epoch": epoch,
@@ -205,7 +210,7 @@ def curves_chart(findings: Findings) -> Chart | None:
     if not rows:
         return None
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    ways = list(dict.fromkeys(row["way"] for row in rows))
+    ways = sorted(dict.fromkeys(row["way"] for row in rows), key=lambda way: way == DENSE)
     colours = colours_of(row["method"] for row in rows)
     positive = all(row["loss"] > 0 for row in rows)
     y = {"field": "loss", "type": "quantitative", "title": "training loss, mean of the epoch"}
@@ -213,9 +218,7 @@ def curves_chart(findings: Findings) -> Chart | None:
         "data": {"values": rows},
         "transform": [CASE, _ticked("method"), {"filter": {"field": "way", "equal": ways[0]}}],
         "mark": {"type": "line", "point": {"size": 25}, "strokeWidth": 1.5},
-        "params": [CLICKED],
         "encoding": {
-            "opacity": BROUGHT_OUT,
             "x": {"field": "epoch", "type": "quantitative", "axis": {"tickMinStep": 1, "format": "d"}},
             "y": y,
             "detail": {"field": "title"},
@@ -235,12 +238,14 @@ def curves_chart(findings: Findings) -> Chart | None:
         *([Control("Scale", {"linear": [], "logarithmic": log})] if positive else []),
     ]
     runs = len(_histories(findings))
+    spec = _base(cases, [lines], HEIGHT)
     return Chart(
-        _base(cases, [lines], HEIGHT),
+        spec,
         f"Training loss over epochs of {runs} runs of the first seed.",
         "Training loss of the first seed.",
         controls,
         Boxes("Methods", colours),
+        _still(spec, cases),
     )
 
 
@@ -260,6 +265,15 @@ def _base(cases: Sequence[str], layers: Sequence[Mapping[str, Any]], height: Any
         "params": [{"name": "shown", "value": None}, {"name": "network", "value": cases[0]}],
         "layer": list(layers),
     }
+
+
+def _still(spec: Mapping[str, Any], cases: Sequence[str]) -> dict[str, Any]:
+    """The same with the data of the first network only, which is what a still picture shows."""
+    layers = [
+        {**layer, "data": {"values": [row for row in layer["data"]["values"] if row["case"] == cases[0]]}}
+        for layer in spec["layer"]
+    ]
+    return {**spec, "layer": layers}
 
 
 def _ticked(field: str) -> dict[str, Any]:
@@ -283,7 +297,7 @@ def _colour(field: str, colours: Mapping[str, str], title: str) -> dict[str, Any
         "type": "nominal",
         "title": title,
         "scale": {"domain": list(colours), "range": list(colours.values())},
-        "legend": {"orient": "bottom", "columns": 5, "symbolLimit": 0, "labelLimit": 220},
+        "legend": {"orient": "bottom", "columns": 5, "symbolLimit": 0, "labelLimit": 220, "symbolOpacity": 1},
     }
 
 

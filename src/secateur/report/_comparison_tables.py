@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..catalogue import CATALOGUE
-from ..compare.analysis import SCRATCH, Cell, Difference, Outcome
+from ..compare.analysis import SCRATCH, Cell, Difference, Outcome, deviation
 from ..compare.spec import CONTROLS
 from ..compare.store import Row
-from ._comparison_charts import NAMES
+from ._comparison_charts import NAMES, asked
 from .comparison import AGAINST, Findings, rival_of
 from .page import Table
 
@@ -44,7 +44,7 @@ def spread(one: Outcome | None, seeds: int) -> str:
 
 def named(cell: Cell) -> tuple[str, str]:
     """Return the method and the budget in words."""
-    return cell.label or NAMES["dense"], "" if cell.remove is None else f"{cell.remove:.0%} of {cell.of}"
+    return cell.label or NAMES["dense"], "" if cell.remove is None or cell.of is None else asked(cell.remove, cell.of)
 
 
 def reached_table(findings: Findings, case: Case, cuts: Sequence[Cell]) -> Table:
@@ -93,7 +93,7 @@ def _control_of(cut: Cell) -> Cell:
 def _percent(values: Sequence[float]) -> str:
     if not values:
         return NOTHING
-    std = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    std = f" ± {100 * deviation(values):.2f}" if len(values) > 1 else ""
     return f"{100 * statistics.fmean(values):.2f}{std}"
 
 
@@ -104,8 +104,8 @@ def differences_table(case: Case, gaps: Sequence[Difference]) -> Table:
         rows.setdefault(gap.one, {})[rival_of(gap)] = _gap(gap)
     against = [name for name in AGAINST if any(name in told for told in rows.values())]
     return Table(
-        f"{_called(case)}: pruned and trained on, less its rivals, in points",
-        ("method", "removed", "trained on", *(f"less {NAMES.get(name, name)}" for name in against)),
+        f"{_called(case)}: by how many points pruning is better than its rivals",
+        ("method", "removed", "trained on", *(f"against {NAMES.get(name, name)}" for name in against)),
         [(*named(cell), NAMES[cell.recovery], *(told.get(n, NOTHING) for n in against)) for cell, told in rows.items()],
         "Differences are paired by seed: both have the same dense network, data order and split. In brackets the 95% "
         "interval of their mean (Student's t). Better and worse: the interval leaves 0 out. As good: all of it lies "
@@ -183,7 +183,7 @@ def _widths(findings: Findings, key: tuple[str, str, str], rows: Sequence[Row]) 
         for name, before in list(groups.items())[:MOST_GROUPS]
     ]
     several = len({(row.remove, row.of_what) for row in rows}) > 1
-    heads = [f"{row.label} {row.remove:.0%} of {row.of_what}" if several else str(row.label) for row in rows]
+    heads = [f"{row.label} {asked(row.remove, row.of_what)}" if several else str(row.label) for row in rows]
     hidden = max(len(rows) - MOST_COLUMNS, 0), max(len(groups) - MOST_GROUPS, 0)
     note = f"Not shown: {hidden[0]} cuts and {hidden[1]} groups; --json has all." if any(hidden) else ""
     thing = "channels of each group" if what == "channels" else "weights of each tensor"

@@ -17,11 +17,13 @@ from typing import Any
 from ..compare.analysis import SCRATCH, WORDS, Cell, Difference, Outcome, comparisons, outcomes, sentence
 from ..compare.jobs import Job
 from ..compare.spec import Experiment, to_toml
-from ..compare.store import DONE, FAILED, ResultStore, Row
+from ..compare.store import COLUMNS, DONE, FAILED, ResultStore, Row
 from ..errors import StoreError
 
 AGAINST = ("scratch_e", "scratch_b", "random", "dense")
-MOST_CURVES = 300  # training runs that are drawn; the JSON of the store has all
+MOST_CURVES = 100  # training runs that are drawn, and cuts whose widths are shown
+UNREAD = ("bytes", "macs_before", "params_before", "finished")
+READ = tuple(name for name in COLUMNS if name not in UNREAD)
 VERDICTS = {
     "better": "better",
     "as good": "as good within 0.3 points",
@@ -98,12 +100,12 @@ def gather(folder: str | os.PathLike[str], experiment: str | None = None) -> Fin
     with ResultStore(folder) as store:
         digest = store.named(experiment)
         found = store.experiment(digest)
-        rows = store.rows(digest)
-        (job_count,) = (one["jobs"] for one in store.experiments() if one["digest"] == digest)
-        done = [row for row in rows if row.status == DONE]
+        rows = store.rows(digest, columns=READ)
+        job_count = store.job_count(digest)
+        done = [row for row in rows if row.values["status"] == DONE]
         shown = _shown(done)
         details = store.details([row.digest for row in shown])
-    better = all(row.higher_is_better != 0 for row in done)
+    better = all(row.values["higher_is_better"] != 0 for row in done)
     reached = outcomes(done)
     return Findings(
         found,
@@ -111,22 +113,23 @@ def gather(folder: str | os.PathLike[str], experiment: str | None = None) -> Fin
         str(folder),
         reached,
         comparisons(reached, higher_is_better=better),
-        [row for row in rows if row.status == FAILED],
+        [row for row in rows if row.values["status"] == FAILED],
         job_count,
         len(done),
         next((row.metric_name for row in done if row.metric_name), "accuracy"),
         better,
         details,
         shown,
-        sum(row.seconds or 0.0 for row in done),
+        sum(row.values["seconds"] or 0.0 for row in done),
     )
 
 
 def _shown(rows: Sequence[Row]) -> list[Row]:
-    """The rows whose curves and widths are shown: of the first seed, cuts first, and not more than a page can hold."""
-    first = min((row.seed for row in rows), default=0)
-    own = sorted((row for row in rows if row.seed == first), key=lambda row: row.kind != "cut")
-    return own[:MOST_CURVES]
+    """The rows whose curves and widths are shown: of the first seed, and not more than a page can hold."""
+    first = min((row.values["seed"] for row in rows), default=0)
+    own = [row for row in rows if row.values["seed"] == first]
+    cuts = [row for row in own if row.kind == "cut"]
+    return [*cuts[:MOST_CURVES], *[row for row in own if row.kind != "cut"][:MOST_CURVES]]
 
 
 def rival_of(gap: Difference) -> str:
@@ -157,11 +160,11 @@ def _verdict(findings: Findings) -> list[str]:
 def _counted(recovery: str, against: str, gaps: Sequence[Difference]) -> str:
     rival = "channels or weights drawn at random, trained alike" if against == "random" else WORDS[against]
     count = {word: sum(gap.verdict == word for gap in gaps) for word in VERDICTS}
-    parts = [f"{count[word]} {words}" for word, words in VERDICTS.items() if count[word]]
+    parts = [f"{words} in {count[word]}" for word, words in VERDICTS.items() if count[word]]
     head = f"Pruned and {WORDS[recovery]}, against {rival}"
     if len(gaps) == 1:
         return f"{head}: {VERDICTS[gaps[0].verdict]} ({_figures(gaps[0])})."
-    return f"{head}, of {len(gaps)} cases: {', '.join(parts)}."
+    return f"{head}: {', '.join(parts)} of {len(gaps)} cases."
 
 
 def _figures(gap: Difference) -> str:

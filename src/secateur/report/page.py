@@ -89,6 +89,7 @@ class Chart:
         caption: printed below it.
         controls: what can be chosen.
         boxes: what can be shown or hidden.
+        still: what the picture for print and for readers without scripts is made of, where that is less.
     """
 
     specification: Mapping[str, Any]
@@ -96,6 +97,7 @@ class Chart:
     caption: str = ""
     controls: Sequence[Control] = ()
     boxes: Boxes | None = None
+    still: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def write_page(page: Page, path: str | os.PathLike[str]) -> None:
 
 def _picture(chart: Chart) -> Markup:
     vl_convert = require("vl_convert", extra="report", purpose=PURPOSE)
-    return Markup(vl_convert.vegalite_to_svg(dict(chart.specification)))
+    return Markup(vl_convert.vegalite_to_svg(dict(chart.still or chart.specification)))
 
 
 def _script() -> Markup:
