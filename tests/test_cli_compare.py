@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from secateur.cli import app
-from secateur.compare.spec import read_experiment, to_toml
+from secateur.compare.spec import made, read_experiment, to_toml
 from secateur.compare.store import ResultStore
 
 from .compare.results import made_up, small_grid
@@ -166,3 +169,9 @@ def test_report_goes_into_the_folder_and_json_to_standard_output(folder):
     assert (folder / "report.html").exists()
     with ResultStore(folder) as store:
         assert len(store.rows()) == 51
+
+
+def test_the_experiment_in_the_documentation_is_one():
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "compare.md").read_text()
+    (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert len(made(tomllib.loads(block)).methods) == 2

@@ -29,10 +29,10 @@ LINES = (
     ("prune", "iterate", "attach", "sparsify", "source"),
     ("compare",),
     ("report",),
-    ("cli", "demo"),
+    ("cli",),
 )
 BRANCH = ("models", "data")
-BRANCH_OFF, BRANCH_USERS = "train", ("prune", "iterate", "sparsify", "source", "compare", "report", "cli", "demo")
+BRANCH_OFF, BRANCH_USERS = "train", ("prune", "iterate", "sparsify", "source", "compare", "report", "cli")
 
 HEAVY = (
     "accelerate",
