@@ -12,9 +12,9 @@ from secateur.compare.analysis import Cell
 from secateur.compare.spec import made
 from secateur.compare.store import ResultStore
 from secateur.errors import ExperimentError, StoreError
-from secateur.report.comparison import gather, rival_of, values_of, write_text
+from secateur.report.comparison import gather, rival_of, values_of
 from secateur.report.comparison_page import card_of, page_of
-from secateur.report.page import render
+from secateur.report.page import render, write_text
 
 from ..compare.results import made_up, small_grid
 

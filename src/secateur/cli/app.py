@@ -15,6 +15,8 @@ from .prune import prune
 from .report import report
 from .results import results
 from .sensitivity import sensitivity
+from .sparsify import sparsify
+from .sparsify_language import sparsify_language
 from .train import train
 
 EPILOG = (
@@ -48,7 +50,19 @@ def _root(
     """Prune trained PyTorch networks, exactly, and say whether it was worth it."""
 
 
-for _command in (methods, groups, train, sensitivity, prune, bench, compare, results, report):
+for _command in (
+    methods,
+    groups,
+    train,
+    sensitivity,
+    prune,
+    sparsify,
+    sparsify_language,
+    bench,
+    compare,
+    results,
+    report,
+):
     app.command()(_command)
 
 

@@ -36,9 +36,9 @@ def report(
     """
     as_json = json_file == STANDARD_OUTPUT
     with session(as_json=as_json, verbose=verbose, quiet=quiet) as run:
-        from ..report.comparison import gather, values_of, write_json, write_text
+        from ..report.comparison import gather, values_of
         from ..report.comparison_page import card_of, page_of
-        from ..report.page import write_page
+        from ..report.page import write_json, write_page, write_text
 
         findings = gather(folder, experiment)
         target = Path(out) if out is not None else Path(folder) / "report.html"

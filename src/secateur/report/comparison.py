@@ -5,20 +5,17 @@ Nothing here computes a result or chooses among them: every figure is of the las
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ..compare.analysis import SCRATCH, WORDS, Cell, Difference, Outcome, comparisons, outcomes, sentence
 from ..compare.jobs import Job
 from ..compare.spec import Experiment, to_toml
 from ..compare.store import COLUMNS, DONE, FAILED, ResultStore, Row
-from ..errors import StoreError
 
 AGAINST = ("scratch_e", "scratch_b", "random", "dense")
 MOST_CURVES = 100  # training runs that are drawn, and cuts whose widths are shown
@@ -231,29 +228,3 @@ def machines_of(findings: Findings) -> list[str]:
     """Return where the shown jobs ran, each once."""
     told = [detail["machine"] for detail in findings.details.values() if "machine" in detail]
     return list(dict.fromkeys(", ".join(f"{key} {value}" for key, value in one.items()) for one in told))
-
-
-def write_json(values: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write values as JSON; an existing file is replaced in one step.
-
-    Raises:
-        StoreError: the file cannot be written.
-    """
-    write_text(json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n", path)
-
-
-def write_text(text: str, path: str | os.PathLike[str]) -> None:
-    """Write a text; an existing file is replaced in one step.
-
-    Raises:
-        StoreError: the file cannot be written.
-    """
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        raise StoreError(f"nothing can be written to {target} ({error}). Name another place.") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from markupsafe import Markup
 
 from ..errors import StoreError
 from ..extras import require
+from ..files import replacing
 
 PURPOSE = "a report with charts"
 
@@ -173,17 +175,29 @@ def write_page(page: Page, path: str | os.PathLike[str]) -> None:
         MissingExtra: see `render`.
         StoreError: the file cannot be written.
     """
-    target = Path(path)
-    text = render(page)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    write_text(render(page), path)
+
+
+def write_json(values: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write values as JSON; an existing file is replaced in one step.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    write_text(json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n", path)
+
+
+def write_text(text: str, path: str | os.PathLike[str]) -> None:
+    """Write a text; an existing file is replaced in one step.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise StoreError(f"the report cannot be written to {target} ({error}). Name another place.") from error
-    finally:
-        if partial.exists():
-            partial.unlink()
+        raise StoreError(f"the report cannot be written to {path} ({error}). Name another place.") from error
 
 
 def _picture(chart: Chart) -> Markup:
