@@ -14,7 +14,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/python -m secateur.demo --out runs/demo
+	$(BIN)/secateur compare demo/digits.toml --out runs/demo --jobs 2 --threads 1
+	$(BIN)/secateur report runs/demo --out runs/demo/report.html --markdown runs/demo/card.md
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto

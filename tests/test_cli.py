@@ -38,7 +38,7 @@ def single():
     """Nothing in it can go."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 '''
-COMMANDS = ("methods", "groups", "train", "sensitivity", "prune", "sparsify", "bench")
+COMMANDS = ("methods", "groups", "train", "sensitivity", "prune", "sparsify", "bench", "compare", "results", "report")
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def test_every_command_has_help_and_the_json_option(command):
     assert "--json" in result.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "sensitivity", "prune", "sparsify"])
+@pytest.mark.parametrize("command", ["train", "sensitivity", "prune", "sparsify", "compare"])
 def test_commands_that_write_or_train_have_a_dry_run(command):
     assert "--dry-run" in run(command, "--help").stdout
 

@@ -1,93 +1,58 @@
-"""The demo runs from end to end, and its report says what was found."""
+"""`make demo` runs an experiment that is checked here; the whole of it is for machines with a few minutes."""
 
 from __future__ import annotations
 
-import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
-import torch
+from typer.testing import CliRunner
 
-import secateur
-from secateur.demo.__main__ import main
-from secateur.demo.experiment import Outcome, Settings, run
-from secateur.demo.findings import interval, page_of, short_table, values_of
-from secateur.models import digits_resnet
-from secateur.report.page import render
+from secateur.catalogue import CATALOGUE
+from secateur.cli import app
+from secateur.compare.jobs import jobs_of
+from secateur.compare.spec import read_experiment, to_toml
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("demo")
+ROOT = Path(__file__).parents[1]
+ENTRIES = CATALOGUE.values()
+SPEC = ROOT / "demo" / "digits.toml"
 
 
-@pytest.fixture(scope="module")
-def found(folder: Path) -> Outcome:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the process that reloads the model has
-    settings = Settings(seeds=(0, 1), epochs=2, tuning_epochs=1, timing_s=0.01)
-    said: list[str] = []
-    try:
-        outcome = run(folder, settings, said.append)
-    finally:
-        torch.set_num_threads(threads)
-    assert len(said) == settings.stage_count
-    return outcome
+def commands():
+    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe is not None
+    return [shlex.split(line)[1:] for line in recipe[1].splitlines()]
 
 
-def test_the_budget_is_met_and_the_result_exact(found):
-    for results in found.results.values():
-        for result in results:
-            assert 0.5 <= result.removed < 0.52
-            assert result.verification is not None
-            assert result.verification.is_exact
+def test_the_demo_is_six_methods_against_scratch_of_two_seeds():
+    experiment = read_experiment(SPEC)
+    assert len(experiment.methods) == 6
+    assert {CATALOGUE[method.name].removes for method in experiment.methods} == {"channels", "weights"}
+    assert {CATALOGUE[method.name].family for method in experiment.compared} == {entry.family for entry in ENTRIES}
+    assert all(b.remove == 0.5 for m in experiment.methods for b in experiment.budgets_of(m))
+    assert experiment.recoveries == ("finetune", "scratch_e", "scratch_b")
+    assert len(jobs_of(experiment)) == 2 * (1 + 8 * 4)
 
 
-def test_the_small_network_from_scratch_has_the_same_size(found):
-    assert found.accuracy.keys() >= {("scratch", "trained"), ("l1_filter", "trained"), ("random", "as cut")}
-    assert all(len(values) == 2 for values in found.accuracy.values())
-
-
-def test_the_saved_model_is_the_same_in_a_new_process(found, folder):
-    assert found.is_same
-    small = secateur.load(folder / "small", model=digits_resnet())
-    after = found.results["l1_filter"][0].after
-    assert sum(p.numel() for p in small.parameters()) == after.params
-
-
-def test_validation_and_test_images_are_apart_from_training(found):
-    assert found.curves.sample_count == 144
-    assert len(found.data.test_labels) == 359
-
-
-def test_the_report_holds_the_figures(found):
-    html = render(page_of(found, 1.0))
-    result = found.results["l1_filter"][0]
-    assert f"{result.after.macs:,}" in html
-    assert f"{result.removed:.1%}" in html
-    assert "1 thread, cpu" in html
-    assert "from scratch" in html
-
-
-def test_the_short_table_and_the_values_agree(found):
-    values = json.loads(json.dumps(values_of(found, 1.0)))
-    assert values["budget"]["removed"] == found.results["l1_filter"][0].removed
-    assert values["accuracy"]["random"]["trained"] == found.accuracy["random", "trained"]
-    assert "asked: remove 50.0% of macs; got 50.7%" in short_table(found)
-
-
-def test_an_interval_of_equal_gaps_is_a_point_and_of_one_gap_is_everything():
-    assert interval([0.5, 0.5]) == (0.5, 0.5)
-    assert interval([0.5]) == (-float("inf"), float("inf"))
-
-
-def test_a_folder_without_a_model_ends_with_1(tmp_path, capsys):
-    assert main(["--reload", str(tmp_path)]) == 1
-    assert "no saved model can be read" in capsys.readouterr().err
+def test_make_demo_calls_commands_that_there_are():
+    compare, report = commands()
+    assert compare[:2] == ["compare", "demo/digits.toml"]
+    assert report[0] == "report"
+    for command in (compare, report):
+        known = CliRunner().invoke(app, [command[0], "--help"]).stdout
+        assert [word for word in command if word.startswith("--") and word not in known] == []
 
 
 @pytest.mark.slow
-def test_the_quick_demo_writes_its_report(tmp_path, capsys):
-    assert main(["--quick", "--out", str(tmp_path / "demo")]) == 0
-    assert capsys.readouterr().out.endswith("report.html\n")
-    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == ["report.html", "results.json", "small"]
+def test_a_short_form_of_the_demo_ends_with_its_report(tmp_path):
+    experiment = read_experiment(SPEC)
+    (model,) = experiment.models
+    short = model.model_copy(update={"changes": {"epochs": 2}, "finetune_epochs": 1})
+    spec = tmp_path / "short.toml"
+    spec.write_text(to_toml(experiment.model_copy(update={"models": (short,), "seeds": (0,)})))
+    for command in (["compare", str(spec), "--jobs", "2", "--threads", "1"], ["report", str(tmp_path / "run")]):
+        given = [*command, "--out", str(tmp_path / ("run" if command[0] == "compare" else "report.html"))]
+        result = CliRunner().invoke(app, given)
+        assert result.exit_code == 0, result.output
+    assert "What each way reached" in (tmp_path / "report.html").read_text()

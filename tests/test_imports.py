@@ -30,10 +30,10 @@ LINES = (
     ("language",),
     ("compare",),
     ("report",),
-    ("cli", "demo"),
+    ("cli",),
 )
 BRANCH = ("models", "data")
-BRANCH_OFF, BRANCH_USERS = "train", ("prune", "iterate", "sparsify", "source", "compare", "report", "cli", "demo")
+BRANCH_OFF, BRANCH_USERS = "train", ("prune", "iterate", "sparsify", "source", "compare", "report", "cli")
 
 HEAVY = (
     "accelerate",

@@ -150,3 +150,15 @@ def counts(text: str, option: str) -> tuple[int, ...]:
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"{text!r} is no list of whole numbers, e.g. 1,32.", param_hint=option)
     return tuple(int(part) for part in parts)
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """Read whole numbers from 0 with commas between them.
+
+    >>> numbers("0,1,2", "--seeds")
+    (0, 1, 2)
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise typer.BadParameter(f"{text!r} is no list of whole numbers, e.g. 0,1,2.", param_hint=option)
+    return tuple(int(part) for part in parts)

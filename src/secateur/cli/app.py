@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from .bench import bench
+from .compare import compare
 from .groups import groups
 from .methods import methods
 from .prune import prune
+from .report import report
+from .results import results
 from .sensitivity import sensitivity
 from .sparsify import sparsify
 from .sparsify_language import sparsify_language
@@ -47,7 +50,19 @@ def _root(
     """Prune trained PyTorch networks, exactly, and say whether it was worth it."""
 
 
-for _command in (methods, groups, train, sensitivity, prune, sparsify, sparsify_language, bench):
+for _command in (
+    methods,
+    groups,
+    train,
+    sensitivity,
+    prune,
+    sparsify,
+    sparsify_language,
+    bench,
+    compare,
+    results,
+    report,
+):
     app.command()(_command)
 
 

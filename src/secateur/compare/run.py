@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,8 +238,3 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
         file.flush()
         yield
         file.truncate(0)
-
-
-def estimate(jobs: Sequence[Job], done: Mapping[str, str]) -> list[str]:
-    """Return a line for each job: what it is, and whether it is done."""
-    return [f"{done.get(job.digest, 'to do'):6}  {job}" for job in jobs]

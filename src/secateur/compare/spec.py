@@ -209,6 +209,34 @@ def made(raw: Mapping[str, Any], *, where: str = "the experiment", lines: Lines 
     return experiment
 
 
+def to_toml(experiment: Experiment) -> str:
+    r"""Return an experiment as TOML that `read_experiment` takes; what has its default is left out.
+
+    >>> text = 'seeds = [1]\n\n[[models]]\nname = "digits_resnet"\ndata = "digits"\nrecipe = "digits"\n\n'
+    >>> text += '[[methods]]\nname = "l1_filter"\n\n[[budgets]]\nremove = 0.5\n'
+    >>> to_toml(made(tomllib.loads(text))) == text
+    True
+    """
+    values = experiment.model_dump(mode="json", exclude_defaults=True)
+    tables = {key: values.pop(key) for key in ("models", "methods", "budgets")}
+    blocks = ["".join(f"{key} = {_toml(value)}\n" for key, value in values.items())]
+    for name, rows in tables.items():
+        for row in rows:
+            lines = "".join(f"{key} = {_toml(value)}\n" for key, value in row.items() if value is not None)
+            blocks.append(f"[[{name}]]\n{lines}")
+    return "\n".join(block for block in blocks if block)
+
+
+def _toml(value: Any) -> str:
+    """A value in TOML; its strings, numbers and lists are those of JSON. It has no null: such a setting is left out."""
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items() if v is not None)
+        return f"{{ {inside} }}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
 Problem = tuple[tuple[str | int, ...], str]
 
 

@@ -86,9 +86,10 @@ class Row:
     values: Mapping[str, Any]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name not in self.values:
-            raise AttributeError(name)
-        return self.values[name]
+        try:
+            return self.__dict__["values"][name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 class ResultStore:
@@ -199,31 +200,42 @@ class ResultStore:
                 "DELETE FROM results WHERE digest = ? AND status = ?", [(digest, FAILED) for digest in digests]
             )
 
-    def rows(self, experiment: str | None = None, **where: Any) -> list[Row]:
+    def rows(
+        self, experiment: str | None = None, *, columns: Sequence[str] = tuple(COLUMNS), **where: Any
+    ) -> list[Row]:
         """Return results, in the order in which the jobs were registered.
 
         Args:
             experiment: digest of one, None = of all.
+            columns: those that are wanted.
             where: column -> value that it has to have.
         """
-        if unknown := [name for name in where if name not in COLUMNS]:
+        if unknown := [name for name in (*where, *columns) if name not in COLUMNS]:
             raise ExperimentError(f"no result has a column {unknown[0]!r}; there are: {', '.join(COLUMNS)}.")
-        names = ", ".join(f'r."{name}"' for name in COLUMNS)
-        text, values = f"SELECT {names} FROM results r", []
+        names = ", ".join(f'r."{name}"' for name in columns)
+        text, tests, values = (
+            f"SELECT {names} FROM results r",
+            [f'r."{name}" IS ?' for name in where],
+            [*where.values()],
+        )
         if experiment is not None:
-            text += " JOIN parts p ON p.job = r.digest AND p.experiment = ?"
+            tests.append("r.digest IN (SELECT job FROM parts WHERE experiment = ?)")
             values.append(experiment)
-        if where:
-            text += " WHERE " + " AND ".join(f'r."{name}" IS ?' for name in where)
-            values += list(where.values())
+        if tests:
+            text += f" WHERE {' AND '.join(tests)}"
         with self._told("read"):
             found = self._link.execute(f"{text} ORDER BY r.rowid", values).fetchall()
-        return [Row(dict(zip(COLUMNS, row, strict=True))) for row in found]
+        return [Row(dict(zip(columns, row, strict=True))) for row in found]
 
     def detail(self, digest: str) -> dict[str, Any]:
         """Return what is kept of a job beside the columns: training curve, widths, recipe, warnings, machine."""
-        found = self._link.execute("SELECT value FROM details WHERE digest = ?", (digest,)).fetchone()
-        return {} if found is None else dict(json.loads(found[0]))
+        return self.details([digest]).get(digest, {})
+
+    def details(self, digests: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return the same of several jobs; jobs without any are left out."""
+        marks = ", ".join("?" for _ in digests)
+        found = self._link.execute(f"SELECT digest, value FROM details WHERE digest IN ({marks})", tuple(digests))
+        return {digest: json.loads(value) for digest, value in found}
 
     def experiments(self) -> list[dict[str, Any]]:
         """Return digest, name and time of every experiment, and how many of its jobs are done or failed."""
@@ -234,6 +246,30 @@ class ResultStore:
         )
         names = ("digest", "name", "created", "jobs", "done", "failed")
         return [dict(zip(names, row, strict=True)) for row in self._link.execute(text)]
+
+    def named(self, name: str | None = None) -> str:
+        """Return the digest of the experiment of that name or digest; of several the newest; None = the newest of all.
+
+        Raises:
+            ExperimentError: there is none.
+        """
+        known = self._link.execute("SELECT digest, name FROM experiments ORDER BY created").fetchall()
+        found = [digest for digest, title in known if name in (None, title, digest)]
+        if not found:
+            said = ", ".join(f"{digest} ({title})" for digest, title in known) or "none"
+            raise ExperimentError(f"{self.path} has no experiment {name or ''!r}; there are: {said}.")
+        return str(found[-1])
+
+    def job_count(self, experiment: str) -> int:
+        """Return of how many jobs an experiment is."""
+        (found,) = self._link.execute("SELECT COUNT(*) FROM parts WHERE experiment = ?", (experiment,)).fetchone()
+        return int(found)
+
+    def values(self, column: str) -> list[Any]:
+        """Return the different values of a column, without those that are not known."""
+        assert column in COLUMNS
+        found = self._link.execute(f'SELECT DISTINCT "{column}" FROM results WHERE "{column}" IS NOT NULL ORDER BY 1')
+        return [value for (value,) in found]
 
     def experiment(self, digest: str) -> Experiment:
         """Return an experiment.

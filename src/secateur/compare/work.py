@@ -149,7 +149,7 @@ class _Work:
 
     def _train_dense(self, model: nn.Module) -> dict[str, Any]:
         """Train, and keep the weights that rewinding goes back to."""
-        epoch = self._rewind_epoch()
+        epoch = _rewind_epoch(self.model_part, self.base_recipe)
         start = _contiguous(model.state_dict())
         kept = Snapshots(epochs=(epoch,) if epoch else ())
         found = self._train(model, self.base_recipe, [kept])
@@ -237,7 +237,8 @@ class _Work:
         cut = self._needed(self.job.needs[0])
         small, masks = self._cut_model()
         task: Task = self.source.task
-        recipe, name = self._recipe(cut), self.job.recovery
+        name = self.job.recovery
+        recipe = recipe_of(self.job, macs_before=cut["costs_before"]["macs"], macs_after=cut["costs"]["macs"])
         if name in ("scratch_e", "scratch_b"):
             init = initialise_ if self.model_part.name in names() else None
             small = redrawn(small, seed=self.job.seed, init=init, plan=masks)
@@ -252,21 +253,6 @@ class _Work:
         keys = ("costs", "costs_before", "removed", "widths", "verification_error", "metric_as_cut")
         inherited = {key: cut[key] for key in keys}
         return found | inherited | {"metric": self._test(small), "train_macs": found["epochs"] * macs}
-
-    def _recipe(self, cut: Mapping[str, Any]) -> Recipe:
-        tuning = self.model_part.finetune_epochs
-        if self.job.recovery == "scratch_e":
-            return scratch_e(self.base_recipe, finetune_epochs=tuning)
-        if self.job.recovery == "scratch_b":
-            before, after = cut["costs_before"]["macs"], cut["costs"]["macs"]
-            return scratch_b(self.base_recipe, before, after, finetune_epochs=tuning, cap=self.job.scratch_cap)
-        if self.job.recovery in ("lr_rewind", "weight_rewind"):
-            return self.base_recipe.rewound(self.base_recipe.epochs - self._rewind_epoch())
-        return self.model_part.finetune_recipe(self.job.seed)
-
-    def _rewind_epoch(self) -> int:
-        """The epoch that rewinding goes back to: as many from the end as fine-tuning has, if there are as many."""
-        return max(self.base_recipe.epochs - self.model_part.finetune_epochs, 0)
 
     def _train(
         self, model: nn.Module, recipe: Recipe, attachments: Sequence[Attachment], task: Task | None = None
@@ -343,6 +329,36 @@ class _Work:
     def _budget(self) -> Budget:
         assert self.job.budget is not None
         return Budget(self.job.budget["remove"], self.job.budget["of"])
+
+
+def recipe_of(job: Job, *, macs_before: int, macs_after: int) -> Recipe:
+    """Return how a job of the kind "recover" trains.
+
+    Args:
+        job: the job.
+        macs_before: of the dense network, for one sample.
+        macs_after: of the cut one.
+    """
+    part = ModelPart.model_validate(job.model)
+    base, tuning = part.base_recipe(job.seed), part.finetune_epochs
+    if job.recovery == "scratch_e":
+        return scratch_e(base, finetune_epochs=tuning)
+    if job.recovery == "scratch_b":
+        return scratch_b(base, macs_before, macs_after, finetune_epochs=tuning, cap=job.scratch_cap)
+    if job.recovery in ("lr_rewind", "weight_rewind"):
+        return base.rewound(base.epochs - _rewind_epoch(part, base))
+    return part.finetune_recipe(job.seed)
+
+
+def _rewind_epoch(part: ModelPart, base: Recipe) -> int:
+    """The epoch that rewinding goes back to: as many from the end as fine-tuning has, if there are as many."""
+    return max(base.epochs - part.finetune_epochs, 0)
+
+
+def images_of(job: Job) -> int:
+    """Return how many images a job trains on, all but the held-out ones."""
+    source = _source(str(job.model["name"]), str(job.model["data"]), None, job.hold_out, job.seed)
+    return len(source.training("comparing").train_labels)
 
 
 @cache

@@ -98,8 +98,8 @@ def _chart(alt: Any, curves: SensitivityCurves) -> Any:
 def _base(alt: Any, curves: SensitivityCurves) -> tuple[Any, Any]:
     """Return a dashed line at the base, and its label."""
     base = alt.Chart(alt.Data(values=[{"base": curves.base_metric, "label": f"base {curves.base_metric:.4f}"}]))
-    rule = base.mark_rule(strokeDash=[6, 4], color="black").encode(y="base:Q")
-    label = base.mark_text(align="left", baseline="bottom", dx=4, dy=-3, color="black")
+    rule = base.mark_rule(strokeDash=[6, 4]).encode(y="base:Q")
+    label = base.mark_text(align="left", baseline="bottom", dx=4, dy=-3)
     return rule, label.encode(y="base:Q", x=alt.value(0), text="label:N")
 
 

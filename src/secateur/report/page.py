@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from markupsafe import Markup
 
 from ..errors import StoreError
 from ..extras import require
+from ..files import replacing
 
 PURPOSE = "a report with charts"
 
@@ -39,6 +41,47 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """A change of a specification: the value that goes to a place in it, e.g. ("layer", 0, "mark", "opacity")."""
+
+    place: Sequence[str | int]
+    value: Any
+
+
+@dataclass(frozen=True)
+class Control:
+    """A list to choose from, above a chart.
+
+    Attributes:
+        label: what is chosen.
+        options: name -> what it changes. The first is what the specification says.
+    """
+
+    label: str
+    options: Mapping[str, Sequence[Edit]]
+
+    @property
+    def edits(self) -> list[list[dict[str, Any]]]:
+        """The changes of each option, for the script of the page."""
+        return [[{"place": list(edit.place), "value": edit.value} for edit in edits] for edits in self.options.values()]
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes to tick, above a chart: the names that are ticked are the value of a parameter of the specification.
+
+    Attributes:
+        label: what is ticked.
+        colours: name -> its colour in the chart.
+        parameter: index of the parameter among the specification's.
+    """
+
+    label: str
+    colours: Mapping[str, str]
+    parameter: int = 0
+
+
+@dataclass(frozen=True)
 class Chart:
     """A chart.
 
@@ -46,11 +89,32 @@ class Chart:
         specification: in Vega-Lite.
         description: what it shows, for those who cannot see it.
         caption: printed below it.
+        controls: what can be chosen.
+        boxes: what can be shown or hidden.
+        still: what the picture for print and for readers without scripts is made of, where that is less.
     """
 
     specification: Mapping[str, Any]
     description: str
     caption: str = ""
+    controls: Sequence[Control] = ()
+    boxes: Boxes | None = None
+    still: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Lines of text that are folded away until they are asked for.
+
+    Attributes:
+        title: what is behind it.
+        lines: the text.
+        is_code: set in a fixed width.
+    """
+
+    title: str
+    lines: Sequence[str]
+    is_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +125,7 @@ class Section:
     paragraphs: Sequence[str] = ()
     tables: Sequence[Table] = ()
     charts: Sequence[Chart] = ()
+    listings: Sequence[Listing] = ()
 
 
 @dataclass(frozen=True)
@@ -110,22 +175,34 @@ def write_page(page: Page, path: str | os.PathLike[str]) -> None:
         MissingExtra: see `render`.
         StoreError: the file cannot be written.
     """
-    target = Path(path)
-    text = render(page)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    write_text(render(page), path)
+
+
+def write_json(values: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write values as JSON; an existing file is replaced in one step.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    write_text(json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n", path)
+
+
+def write_text(text: str, path: str | os.PathLike[str]) -> None:
+    """Write a text; an existing file is replaced in one step.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise StoreError(f"the report cannot be written to {target} ({error}). Name another place.") from error
-    finally:
-        if partial.exists():
-            partial.unlink()
+        raise StoreError(f"the report cannot be written to {path} ({error}). Name another place.") from error
 
 
 def _picture(chart: Chart) -> Markup:
     vl_convert = require("vl_convert", extra="report", purpose=PURPOSE)
-    return Markup(vl_convert.vegalite_to_svg(dict(chart.specification)))
+    return Markup(vl_convert.vegalite_to_svg(dict(chart.still or chart.specification)))
 
 
 def _script() -> Markup:

@@ -144,7 +144,7 @@ def _costs(alt: Any, history: History) -> Any:
         )
     )
     asked = alt.Chart(alt.Data(values=[{"left": 1 - history.budget.remove, "label": f"asked: {history.budget}"}]))
-    rule = asked.mark_rule(strokeDash=[6, 4], color="black").encode(y="left:Q")
+    rule = asked.mark_rule(strokeDash=[6, 4]).encode(y="left:Q")
     label = asked.mark_text(align="left", baseline="top", dx=4, dy=3).encode(y="left:Q", x=alt.value(0), text="label:N")
     return alt.layer(lines, rule, label).properties(width=WIDTH, height=HEIGHT, title="Budget")
 

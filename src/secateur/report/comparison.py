@@ -1,0 +1,230 @@
+"""From a store of results to one answer: gathered once, then a page, a card or JSON.
+
+Nothing here computes a result or chooses among them: every figure is of the last epoch, on the test images.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from ..compare.analysis import SCRATCH, WORDS, Cell, Difference, Outcome, comparisons, outcomes, sentence
+from ..compare.jobs import Job
+from ..compare.spec import Experiment, to_toml
+from ..compare.store import COLUMNS, DONE, FAILED, ResultStore, Row
+
+AGAINST = ("scratch_e", "scratch_b", "random", "dense")
+MOST_CURVES = 100  # training runs that are drawn, and cuts whose widths are shown
+UNREAD = ("bytes", "macs_before", "params_before", "finished")
+READ = tuple(name for name in COLUMNS if name not in UNREAD)
+VERDICTS = {
+    "better": "better",
+    "as good": "as good within 0.3 points",
+    "worse": "worse",
+    "open": "not to be told apart",
+}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one experiment came to.
+
+    Attributes:
+        experiment: what was run.
+        digest: of it.
+        folder: of the store.
+        outcomes: what each way reached.
+        differences: the pairs that answer the question.
+        failures: rows of jobs that failed.
+        job_count: of all jobs.
+        done_count: of those with a result.
+        metric_name: what was measured on the test images.
+        higher_is_better: whether more of it is better.
+        details: digest -> training curve, widths and machine, of the first seed, as far as they are shown.
+        shown: the rows of these, with the row of each.
+        seconds: of all jobs together.
+    """
+
+    experiment: Experiment
+    digest: str
+    folder: str
+    outcomes: Sequence[Outcome]
+    differences: Sequence[Difference]
+    failures: Sequence[Row]
+    job_count: int
+    done_count: int
+    metric_name: str
+    higher_is_better: bool
+    details: Mapping[str, Mapping[str, Any]]
+    shown: Sequence[Row]
+    seconds: float
+
+    @cached_property
+    def by_cell(self) -> dict[Cell, Outcome]:
+        """What each way reached, by way."""
+        return {outcome.cell: outcome for outcome in self.outcomes}
+
+    @property
+    def toml(self) -> str:
+        """The experiment as a file that `secateur compare` takes."""
+        return to_toml(self.experiment)
+
+    @property
+    def command(self) -> str:
+        """What runs it again, or goes on with it."""
+        return f"secateur compare experiment.toml --out {self.folder}"
+
+    @cached_property
+    def verdict(self) -> list[str]:
+        """The answer in a few sentences."""
+        return _verdict(self)
+
+
+def gather(folder: str | os.PathLike[str], experiment: str | None = None) -> Findings:
+    """Read the results of one experiment.
+
+    Args:
+        folder: of the store.
+        experiment: its name or digest; None = the newest.
+
+    Raises:
+        ExperimentError: there is no store, or no such experiment in it.
+    """
+    with ResultStore(folder) as store:
+        digest = store.named(experiment)
+        found = store.experiment(digest)
+        rows = store.rows(digest, columns=READ)
+        job_count = store.job_count(digest)
+        done = [row for row in rows if row.values["status"] == DONE]
+        shown = _shown(done)
+        details = store.details([row.digest for row in shown])
+    better = all(row.values["higher_is_better"] != 0 for row in done)
+    reached = outcomes(done)
+    return Findings(
+        found,
+        digest,
+        str(folder),
+        reached,
+        comparisons(reached, higher_is_better=better),
+        [row for row in rows if row.values["status"] == FAILED],
+        job_count,
+        len(done),
+        next((row.metric_name for row in done if row.metric_name), "accuracy"),
+        better,
+        details,
+        shown,
+        sum(row.values["seconds"] or 0.0 for row in done),
+    )
+
+
+def _shown(rows: Sequence[Row]) -> list[Row]:
+    """The rows whose curves and widths are shown: of the first seed, and not more than a page can hold."""
+    first = min((row.values["seed"] for row in rows), default=0)
+    own = [row for row in rows if row.values["seed"] == first]
+    cuts = [row for row in own if row.kind == "cut"]
+    return [*cuts[:MOST_CURVES], *[row for row in own if row.kind != "cut"][:MOST_CURVES]]
+
+
+def rival_of(gap: Difference) -> str:
+    """Return what a way is held against: one of `AGAINST`."""
+    return gap.other.recovery if gap.other.recovery in (*SCRATCH, "dense") else "random"
+
+
+def _verdict(findings: Findings) -> list[str]:
+    said = []
+    seeds = len(findings.experiment.seeds)
+    own = [gap for gap in findings.differences if not gap.one.is_control]
+    for recovery in dict.fromkeys(gap.one.recovery for gap in own):
+        for against in AGAINST:
+            gaps = [gap for gap in own if gap.one.recovery == recovery and rival_of(gap) == against]
+            if gaps:
+                said.append(_counted(recovery, against, gaps))
+    if seeds == 1 and said:
+        said.append("One seed says nothing of chance: no difference can be told from it.")
+    if findings.failures or findings.done_count < findings.job_count:
+        left = findings.job_count - findings.done_count - len(findings.failures)
+        said.append(
+            f"This is not all: {findings.done_count} of {findings.job_count} jobs are done, "
+            f"{len(findings.failures)} failed and {left} are to do."
+        )
+    return said or ["Nothing can be compared yet: no network was cut and trained on."]
+
+
+def _counted(recovery: str, against: str, gaps: Sequence[Difference]) -> str:
+    rival = "channels or weights drawn at random, trained alike" if against == "random" else WORDS[against]
+    count = {word: sum(gap.verdict == word for gap in gaps) for word in VERDICTS}
+    parts = [f"{words} in {count[word]}" for word, words in VERDICTS.items() if count[word]]
+    head = f"Pruned and {WORDS[recovery]}, against {rival}"
+    if len(gaps) == 1:
+        return f"{head}: {VERDICTS[gaps[0].verdict]} ({_figures(gaps[0])})."
+    return f"{head}: {', '.join(parts)} of {len(gaps)} cases."
+
+
+def _figures(gap: Difference) -> str:
+    if gap.pairs < 2:
+        return f"{100 * gap.mean:+.2f} points, one seed"
+    return f"{100 * gap.mean:+.2f} points, 95% interval {100 * gap.low:+.2f} to {100 * gap.high:+.2f}"
+
+
+def values_of(findings: Findings) -> dict[str, Any]:
+    """Return everything as plain values that JSON has; what is not finite is None."""
+    found: dict[str, Any] = _finite(
+        {
+            "format": 1,
+            "experiment": findings.experiment.model_dump(mode="json"),
+            "digest": findings.digest,
+            "command": findings.command,
+            "verdict": findings.verdict,
+            "metric": findings.metric_name,
+            "higher_is_better": findings.higher_is_better,
+            "jobs": {
+                "all": findings.job_count,
+                "done": findings.done_count,
+                "failed": [{"job": name_of(row), "error": row.error} for row in findings.failures],
+            },
+            "seconds": findings.seconds,
+            "outcomes": [_outcome(one) for one in findings.outcomes],
+            "differences": [
+                asdict(gap) | {"against": rival_of(gap), "verdict": gap.verdict, "sentence": sentence(gap)}
+                for gap in findings.differences
+            ],
+            "widths": [
+                {"job": name_of(row), "widths": findings.details.get(row.digest, {}).get("widths", {})}
+                for row in findings.shown
+                if row.kind == "cut"
+            ],
+            "machines": machines_of(findings),
+        }
+    )
+    return found
+
+
+def _outcome(one: Outcome) -> dict[str, Any]:
+    values = {str(seed): value for seed, value in one.values.items()}
+    return asdict(one.cell) | asdict(one) | {"values": values, "mean": one.mean, "std": one.std, "cell": None}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items() if not (key == "cell" and item is None)}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def name_of(row: Row) -> str:
+    """Return what a job is called, as in `str(Job)`."""
+    part = {"name": row.label, "label": row.label} if row.label else None
+    budget = None if row.remove is None else {"remove": row.remove, "of": row.of_what}
+    recovery = row.recovery if row.kind == "recover" else ""
+    return str(Job(row.kind, {"name": row.model}, row.seed, 0.0, part, budget, recovery))
+
+
+def machines_of(findings: Findings) -> list[str]:
+    """Return where the shown jobs ran, each once."""
+    told = [detail["machine"] for detail in findings.details.values() if "machine" in detail]
+    return list(dict.fromkeys(", ".join(f"{key} {value}" for key, value in one.items()) for one in told))
