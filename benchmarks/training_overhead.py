@@ -41,8 +41,10 @@ BATCH, EPOCH_STEPS, EPOCHS = 128, 391, 10
 RESULTS = Path(__file__).with_name("results") / "training_overhead.json"
 GOALS = {
     "nothing": None,
+    "autopruner": 1.3,
     "network_slimming": 1.05,
     "ista_bn": 1.05,
+    "sparse_structure_selection": 1.05,
     "soft_filter": 1.05,
     "structured_sparsity": 1.05,
     "centripetal_sgd": 1.15,
@@ -51,6 +53,7 @@ GOALS = {
 }
 # What is updated every so many steps: how many, and the entry of the state that counts them; None = the loop's count.
 UPDATES: dict[str, tuple[int, str | None]] = {
+    "autopruner": (20, "step_count"),
     "structured_sparsity": (200, "steps"),
     "global_dynamic": (500, None),
     "greg": (10, "step_count"),

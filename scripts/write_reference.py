@@ -1,7 +1,7 @@
 """Write docs/reference and the table of README.md from the catalogue, docstrings, measurements and exceptions.
 
 A test keeps the pages up to date. A method's page is its module's docstring part by part, the attributes of its class
-as a table of hyper-parameters, and what `benchmarks/results/*_one_shot.json` and `*_training_time.json` hold on it.
+as a table of hyper-parameters, and what the files of `MEASURED` hold on it, if anything.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from secateur.catalogue import CATALOGUE, WAIVABLE, Entry
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
 MEASURED = [
-    ROOT / "benchmarks" / "results" / f"{name}_{kind}.json"
-    for kind in ("one_shot", "training_time")
+    ROOT / "benchmarks" / "results" / f"{name}_{what}.json"
+    for what in ("one_shot", "training_time", "unstructured")
     for name in ("cifar", "digits")
 ]
 NOTE = "<!-- Written by scripts/write_reference.py; do not edit. -->"
 PARTS = ("Source:", "Claim:", "Equation:", "Cost:", "Use it when", "Where we differ, and why:")
-REPAIRS = ("none", "batchnorm", "refit", "refit+batchnorm", "finetune")
-CONTROL = "random"
+REPAIRS = ("none", "batchnorm", "refit", "refit+batchnorm", "finetune", "train", "scratch")
+CONTROLS = ("random", "random_weights")
 CALLS = {"channels": "prune", "weights": "sparsify"}
-BESIDE = ("dense", "l1_filter", CONTROL)
+BESIDE = ("dense", "l1_filter", "random")
 
 
 def methods_page() -> str:
@@ -139,7 +139,7 @@ def _default(own: dataclasses.Field[Any]) -> str:
 
 def _measured(name: str, measured: Mapping[str, Any]) -> list[str]:
     """Return the section on measurements, with the control beside the method; nothing where there are none."""
-    rows = [row for row in measured.get("rows", ()) if row["method"] in (name, CONTROL)]
+    rows = [row for row in measured.get("rows", ()) if row["method"] in (name, *CONTROLS)]
     own = {(row["model"], row["of"], row["remove"]) for row in rows if row["method"] == name}
     rows = [row for row in rows if (row["model"], row["of"], row["remove"]) in own]
     if not own:
@@ -150,13 +150,14 @@ def _measured(name: str, measured: Mapping[str, Any]) -> list[str]:
         [cell[0], f"{100 * cell[2]:g} % of {_unit(cell[1])}", method]
         + [cells.get((*cell, method, repair), "") for repair in repairs]
         for cell in sorted(own)
-        for method in dict.fromkeys((name, CONTROL))
+        for method in dict.fromkeys((name, *CONTROLS))
         if any((*cell, method, repair) in cells for repair in repairs)
     ]
     lines = ["Test accuracy in percent: mean, standard deviation over seeds, and how many seeds.", ""]
     lines += _table(["network", "removed", "method", *(f"repair: {repair}" for repair in repairs)], table)
     whole = [f"{model}: {_accuracy(measured.get('dense'), model)}" for model in sorted({cell[0] for cell in own})]
     lines += ["", f"Data: {measured['data']}. Before pruning: {'; '.join(whole)}. Made by `{measured['command']}`.", ""]
+    lines += _published(name, measured.get("published") or {})
     settings = next((row["settings"] for row in rows if row["method"] == name and row.get("settings")), {})
     said = ", ".join(f"`{key}={value!r}`" for key, value in settings.items())
     return [*lines, f"Settings besides those that all methods share there: {said}.", ""] if said else lines
@@ -183,6 +184,16 @@ def _trained(name: str, measured: Mapping[str, Any]) -> list[str]:
     lines += ["", f"Epochs: {epochs}. Data: {measured['data']}. Made by `{measured['command']}`.", ""]
     settings = ", ".join(f"`{key}={value!r}`" for key, value in own.items())
     return [*lines, f"Settings besides the paper's: {settings}.", ""] if settings else lines
+
+
+def _published(name: str, published: Mapping[str, Any]) -> list[str]:
+    """Return what was published on a method where it was measured, as a paragraph; nothing where nothing was."""
+    rows = [row for row in published.get("rows", ()) if row["method"] == name]
+    if not rows:
+        return []
+    figures = ", ".join(f"{row['accuracy']:.2f} with {100 * row['remove']:g} % removed" for row in rows)
+    source, whole = published["source"], f"{published['dense']:.2f} before"
+    return [f"Published for {published['model']}: {figures}, {whole} ({source}).", ""]
 
 
 def _cell(row: Mapping[str, Any]) -> str:

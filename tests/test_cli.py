@@ -38,7 +38,7 @@ def single():
     """Nothing in it can go."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 '''
-COMMANDS = ("methods", "groups", "train", "sensitivity", "prune", "bench")
+COMMANDS = ("methods", "groups", "train", "sensitivity", "prune", "sparsify", "bench")
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def test_every_command_has_help_and_the_json_option(command):
     assert "--json" in result.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "sensitivity", "prune"])
+@pytest.mark.parametrize("command", ["train", "sensitivity", "prune", "sparsify"])
 def test_commands_that_write_or_train_have_a_dry_run(command):
     assert "--dry-run" in run(command, "--help").stdout
 
@@ -147,6 +147,8 @@ def test_a_percentage_is_told_from_a_fraction():
         ("prune", "digits_resnet", "--remove", 0.5, "--with", "lr=1"),
         ("prune", "digits_resnet", "--remove", 0.5, "--set", "residual"),
         ("prune", "digits_resnet", "--remove", 0.5, "--verbose", "--quiet"),
+        ("sparsify", "digits_resnet"),
+        ("sparsify", "digits_resnet", "--remove", 0.5, "--with", "lr=1"),
         ("groups", "digits_resnet", "--input-shape", "1x8xx8"),
         ("bench", "digits_resnet"),
         ("bench", "digits_resnet", "--remove", 0.5, "--batch", "0"),
@@ -500,3 +502,81 @@ def test_tracking_what_does_not_train_is_refused(tiny: str, monkeypatch: pytest.
     result = run("prune", tiny, "--input-shape", "1x8x8", "--remove", 0.3, "--track", "mlflow")
     assert result.exit_code == 1
     assert "--track: l1_filter takes no part in training" in result.stderr
+
+
+# ---------------------------------------------------------------- sparsify
+
+
+def test_sparsify_saves_a_model_that_loads_with_its_mask(tiny, trained, tmp_path):
+    out = tmp_path / "sparse"
+    options = ("--weights", trained, "--data", "digits", "--remove", 0.6, "--finetune", 1)
+    found = facts("sparsify", tiny, *options, "--out", out)
+    assert found["budget"] == {"remove": 0.6, "of": "weights", "removed": pytest.approx(0.6, abs=1e-3)}
+    assert {"before", "as_cut", "finetuned"} <= found["test"].keys()
+    assert json.loads((out / "result.json").read_text())["zeros"] == found["zeros"]
+    assert [path.name for path in tmp_path.iterdir()] == ["sparse"]
+    sparse = secateur.load(out, model=secateur.models.resolve(tiny))
+    plan = secateur.WeightPlan.load(out / "plan.safetensors")
+    assert plan.removed_count == found["zeros"] > 0
+    assert secateur.WeightPlan.of(sparse) == plan, "fine-tuning did not hold the zeros"
+    again = facts("sparsify", tiny, "--weights", out, "--remove", 0.6)
+    assert again["zeros"] == found["zeros"], "the weights that were zero are the smallest"
+
+
+def test_sparsify_takes_a_pattern_alone(tiny):
+    found = facts("sparsify", tiny, "--pattern", "2:4", "--uneven", "skip")
+    assert found["pattern"] == "2:4"
+    assert found["weights"]["3.weight"] == {"before": 432, "after": 216}
+    assert found["weights"]["6.weight"] == {"before": 960, "after": 480}
+
+
+def test_sparsify_heeds_settings_protection_and_inclusion(tiny):
+    base = ("sparsify", tiny, "--remove", 0.5, "--set", "scope=layer")
+    found = facts(*base, "--protect", "0")
+    assert found["weights"] == {"3.weight": {"before": 432, "after": 216}, "6.weight": {"before": 960, "after": 480}}
+    result = run(*base, "--include", "0.bais")
+    assert result.exit_code == 1
+    assert "did you mean '0.bias'" in result.stderr
+
+
+def test_sparsify_dry_run_writes_nothing_and_trains_nothing(tiny, tmp_path):
+    options = ("--data", "digits", "--remove", 0.5, "--finetune", 3, "--out", tmp_path / "sparse", "--dry-run")
+    found = facts("sparsify", tiny, *options)
+    assert found["dry_run"] is True
+    assert found["finetune"]["epochs"] == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sparsify_without_out_saves_nothing_and_says_so(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("sparsify", tiny, "--remove", 0.5)
+    assert result.exit_code == 0
+    assert "asked: remove 50.0% of weights" in result.stdout
+    assert "nothing was saved: give --out DIR" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_command_points_to_the_one_that_a_method_belongs_to(tiny):
+    wrong = run("prune", tiny, "--input-shape", "1x8x8", "--remove", 0.5, "--method", "magnitude")
+    assert wrong.exit_code == 1
+    assert "magnitude removes weights, not channels: call secateur sparsify." in wrong.stderr
+    wrong = run("sparsify", tiny, "--remove", 0.5, "--method", "l1_filter")
+    assert wrong.exit_code == 1
+    assert "l1_filter removes channels, not weights: call secateur prune." in wrong.stderr
+
+
+def test_weights_may_be_a_saved_model_that_was_cut(tiny, tmp_path):
+    out = tmp_path / "small"
+    facts("prune", tiny, "--input-shape", "1x8x8", "--remove", 0.5, "--out", out)
+    found = facts("sparsify", tiny, "--weights", out, "--remove", 0.5)
+    assert found["weights"]["3.weight"]["before"] == 4 * 3 * 9
+
+
+def test_bench_times_zeros_in_every_form_and_says_what_helped(tiny, tmp_path):
+    base = ("bench", tiny, "--input-shape", "1x8x8", "--batch", 1, "--seconds", 0.005)
+    found = facts(*base, "--zeros", 0.5)["comparisons"][0]
+    assert [row["form"] for row in found["rows"]][:3] == ["dense", "zeros", "CSR"]
+    out = tmp_path / "sparse"
+    facts("sparsify", tiny, "--remove", 0.5, "--out", out)
+    assert "of the parameters are zero; dense kernels run them at" in run(*base, "--pruned", out).stdout
+    assert run(*base, "--zeros", 0.5, "--remove", 0.5).exit_code == 2

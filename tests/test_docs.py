@@ -95,6 +95,15 @@ def test_a_page_shows_what_was_measured_beside_the_control():
     assert "Settings besides" not in page
 
 
+def test_a_page_shows_what_was_published_on_the_method_and_on_no_other():
+    rows = [{"method": "l1_filter", "remove": 0.9, "accuracy": 90.1}, {"method": "fpgm", "remove": 0.9, "accuracy": 1}]
+    published = {"model": "resnet20", "source": "Someone 2020", "dense": 92.48, "rows": rows}
+    page = REFERENCE.method_page(CATALOGUE["l1_filter"], measurements() | {"published": published})
+    assert "Published for resnet20: 90.10 with 90 % removed, 92.48 before (Someone 2020)." in page
+    nothing = {**published, "rows": rows[1:]}
+    assert "Published" not in REFERENCE.method_page(CATALOGUE["l1_filter"], measurements() | {"published": nothing})
+
+
 def test_a_page_says_with_which_settings_was_measured():
     measured = measurements()
     measured["rows"][0]["settings"] = {"selection": "greedy"}

@@ -17,7 +17,7 @@ FILES = {str(path.relative_to(SOURCE)): path for path in sorted(SOURCE.rglob("*.
 # A part imports its own line and the lines above it. `models` and `data` hang off `train`: nothing up to
 # the methods may need them.
 LINES = (
-    ("errors", "extras", "arguments", "budget", "plan"),
+    ("errors", "extras", "arguments", "files", "budget", "plan"),
     ("graph",),
     ("weight_plan",),
     ("surgery",),
@@ -26,7 +26,8 @@ LINES = (
     ("recovery",),
     ("methods",),
     ("catalogue",),
-    ("prune", "iterate", "attach", "sparsify", "source"),
+    ("prune", "iterate", "attach", "sparsify", "compact", "source"),
+    ("language",),
     ("compare",),
     ("report",),
     ("cli", "demo"),

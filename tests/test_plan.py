@@ -53,3 +53,33 @@ def test_text_that_is_no_plan_is_refused(text):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(PlanError, match="nowhere"):
         Plan.load(tmp_path / "nowhere.json")
+
+
+def test_removed_branches_survive_json_and_make_plans_differ():
+    plan = Plan({"conv": (0,)}, {"conv": 2}, ("b", "a", "b"))
+    assert plan.removed_branches == ("a", "b")
+    assert Plan.from_json(plan.to_json()) == plan != Plan({"conv": (0,)}, {"conv": 2})
+    assert '"format": 2' in plan.to_json()
+    lines = (
+        "Plan: 1 channels removed, and 2 residual branches",
+        "  conv: 2 -> 1",
+        "  a: branch removed",
+        "  b: branch removed",
+    )
+    assert str(plan).splitlines() == list(lines)
+
+
+def test_a_plan_of_branches_only_is_not_empty():
+    assert not Plan(removed_branches="block").is_empty
+    assert Plan({"conv": (0, 1)}, {"conv": 2}).is_empty
+
+
+def test_a_plan_without_branches_is_written_as_it_always_was():
+    assert Plan({"conv": (0,)}, {"conv": 2}).to_json().startswith('{"format": 1, "groups":')
+
+
+@pytest.mark.parametrize("branches", [[1], "block"])
+def test_branches_that_are_no_list_of_names_are_refused(branches):
+    text = json.dumps({"format": 2, "removed_branches": branches, "groups": {}})
+    with pytest.raises(PlanError, match="list of names"):
+        Plan.from_json(text)

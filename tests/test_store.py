@@ -319,7 +319,7 @@ def test_details_that_have_no_place_are_refused(small, tmp_path, details, messag
 
 
 def test_a_model_that_was_never_cut_is_refused(small, tmp_path):
-    with pytest.raises(StoreError, match=r"this ConvNet carries no record of surgery: .* Shrink it first"):
+    with pytest.raises(StoreError, match=r"this ConvNet carries no record of surgery: .* Shrink or sparsify it first"):
         save(fresh(ConvNet), tmp_path / "out")
     with pytest.raises(StoreError, match=r"only its module '1' does\. Save that"):
         save(nn.Sequential(nn.Identity(), small), tmp_path / "out")

@@ -227,7 +227,7 @@ FORGERIES = {
     "an unknown part": (lambda r: r.update(code="import os"), "code: Extra inputs are not permitted"),
     "another drop-in": (
         lambda r: r["surgery"]["swapped"].update(head={"kind": "os.system"}),
-        r"swapped\.head\.kind: Input should be 'SlimMultiheadAttention'",
+        r"swapped\.head: Input tag 'os\.system' found using 'kind' does not match",
     ),
 }
 

@@ -13,11 +13,16 @@ if TYPE_CHECKING:
     from .attach import attach as attach
     from .budget import Budget as Budget
     from .budget import Limits as Limits
+    from .compact import CompactResult as CompactResult
+    from .compact import compact as compact
     from .graph import ChannelGraph as ChannelGraph
     from .graph import ChannelGroup as ChannelGroup
     from .graph import trace as trace
+    from .graph.select import ChannelSelect as ChannelSelect
     from .iterate import IterativeResult as IterativeResult
     from .iterate import prune_iteratively as prune_iteratively
+    from .language import SparseLanguageModel as SparseLanguageModel
+    from .language import sparsify_language_model as sparsify_language_model
     from .methods import Watch as Watch
     from .methods.influence import data_influence as data_influence
     from .methods.sensitivity import SensitivityCurves as SensitivityCurves
@@ -32,8 +37,10 @@ if TYPE_CHECKING:
     from .sparsify import sparsify as sparsify
     from .store import load as load
     from .store import save as save
+    from .surgery.finalize import finalize as finalize
     from .surgery.mask import mask as mask
     from .surgery.optimizer import shrink_optimizer as shrink_optimizer
+    from .surgery.selection import with_selections as with_selections
     from .surgery.shrink import shrink as shrink
     from .surgery.verify import Verification as Verification
     from .surgery.verify import verify as verify
@@ -44,18 +51,23 @@ _HOMES = {  # name -> the module that has it
     "Budget": "budget",
     "ChannelGraph": "graph",
     "ChannelGroup": "graph",
+    "ChannelSelect": "graph.select",
+    "CompactResult": "compact",
     "HeldZeros": "train.held_zeros",
     "IterativeResult": "iterate",
     "Limits": "budget",
     "Plan": "plan",
     "PruneResult": "prune",
     "SensitivityCurves": "methods.sensitivity",
+    "SparseLanguageModel": "language",
     "SparseResult": "sparsify",
     "Verification": "surgery.verify",
-    "WeightPlan": "weight_plan",
     "Watch": "methods",
+    "WeightPlan": "weight_plan",
     "attach": "attach",
+    "compact": "compact",
     "data_influence": "methods.influence",
+    "finalize": "surgery.finalize",
     "finetune": "recovery.finetune",
     "fold_constants": "recovery.fold",
     "load": "store",
@@ -68,26 +80,33 @@ _HOMES = {  # name -> the module that has it
     "shrink": "surgery.shrink",
     "shrink_optimizer": "surgery.optimizer",
     "sparsify": "sparsify",
+    "sparsify_language_model": "language",
     "trace": "graph",
     "verify": "surgery.verify",
+    "with_selections": "surgery.selection",
 }
 
 __all__ = [
     "Budget",
     "ChannelGraph",
     "ChannelGroup",
+    "ChannelSelect",
+    "CompactResult",
     "HeldZeros",
     "IterativeResult",
     "Limits",
     "Plan",
     "PruneResult",
     "SensitivityCurves",
+    "SparseLanguageModel",
     "SparseResult",
     "Verification",
     "Watch",
     "WeightPlan",
     "attach",
+    "compact",
     "data_influence",
+    "finalize",
     "finetune",
     "fold_constants",
     "load",
@@ -101,8 +120,10 @@ __all__ = [
     "shrink",
     "shrink_optimizer",
     "sparsify",
+    "sparsify_language_model",
     "trace",
     "verify",
+    "with_selections",
 ]
 
 

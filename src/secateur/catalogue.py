@@ -91,6 +91,17 @@ CATALOGUE: dict[str, Entry] = {
             brief={"epochs": 3, "iters_per_half": 2, "warmup": 0, "threshold": 1e6},
         ),
         Entry(
+            "autopruner",
+            "AutoPruner",
+            "automatic",
+            "Luo, Wu 2020, AutoPruner: An End-to-End Trainable Filter Pruning Method for Efficient Deep Model "
+            "Inference, arXiv:1805.08941",
+            ("data", "labels", "training"),
+            "channels go whose code, learned by a small layer in training, becomes 0",
+            waives=("dead_first", "nested", "order_free"),
+            brief={"recipe": {"epochs": 2}},
+        ),
+        Entry(
             "bn_scale",
             "BnScale",
             "predefined",
@@ -140,6 +151,16 @@ CATALOGUE: dict[str, Entry] = {
             brief={"recipe": {"epochs": 1}},
         ),
         Entry(
+            "erk",
+            "Erk",
+            "unstructured",
+            "Evci et al. 2020, Rigging the Lottery: Making All Tickets Winners, arXiv:1911.11134 (its densities)",
+            (),
+            "the smallest weights of each layer go, as many as its shape says",
+            waives=("dead_first",),
+            removes="weights",
+        ),
+        Entry(
             "fpgm",
             "Fpgm",
             "predefined",
@@ -157,6 +178,28 @@ CATALOGUE: dict[str, Entry] = {
             "filters with the smallest effect on the loss, over all layers, are masked in training and may come back",
             waives=("nested",),
             brief={"interval": 2, "recipe": {"epochs": 2, "lr": 0.01}},
+        ),
+        Entry(
+            "gradual_magnitude",
+            "GradualMagnitude",
+            "unstructured",
+            "Zhu, Gupta 2018, To prune, or not to prune: exploring the efficacy of pruning for model compression, "
+            "arXiv:1710.01878",
+            ("data", "labels", "training"),
+            "ever more of the smallest weights go while the network trains, and may come back",
+            waives=("dead_first", "nested"),
+            brief={"updates": 2, "recipe": {"epochs": 1, "lr": 0.01}},
+            removes="weights",
+        ),
+        Entry(
+            "grasp",
+            "Grasp",
+            "unstructured",
+            "Wang et al. 2020, Picking Winning Tickets Before Training by Preserving Gradient Flow, arXiv:2002.07376",
+            ("data", "labels"),
+            "weights go that the norm of the gradient does without",
+            waives=("dead_first",),
+            removes="weights",
         ),
         Entry(
             "greg",
@@ -221,6 +264,15 @@ CATALOGUE: dict[str, Entry] = {
             "filters with the smallest Euclidean norm go",
         ),
         Entry(
+            "lamp",
+            "Lamp",
+            "unstructured",
+            "Lee et al. 2021, Layer-adaptive Sparsity for the Magnitude-based Pruning, arXiv:2010.07611",
+            (),
+            "weights go that are small against the larger ones of their layer",
+            removes="weights",
+        ),
+        Entry(
             "lasso_channels",
             "LassoChannels",
             "predefined",
@@ -228,6 +280,18 @@ CATALOGUE: dict[str, Entry] = {
             ("data",),
             "a sparse regression on the next layer's outputs says which channels stay; least squares re-fits them",
             waives=("nested",),
+        ),
+        Entry(
+            "lottery_ticket",
+            "LotteryTicket",
+            "unstructured",
+            "Frankle, Carbin 2019, The Lottery Ticket Hypothesis: Finding Sparse, Trainable Neural Networks, "
+            "arXiv:1803.03635",
+            ("data", "labels", "training"),
+            "the smallest weights go in rounds of training; the others are rewound, or trained on",
+            waives=("dead_first", "nested"),
+            brief={"per_round": 0.5, "recipe": {"epochs": 1, "lr": 0.01}},
+            removes="weights",
         ),
         Entry(
             "magnitude",
@@ -284,6 +348,15 @@ CATALOGUE: dict[str, Entry] = {
             "every group loses as much as costs the same validation accuracy, cut on its own",
         ),
         Entry(
+            "snip",
+            "Snip",
+            "unstructured",
+            "Lee et al. 2019, SNIP: Single-shot Network Pruning based on Connection Sensitivity, arXiv:1810.02340",
+            ("data", "labels"),
+            "connections go that the loss of a batch feels least, before training or after",
+            removes="weights",
+        ),
+        Entry(
             "soft_filter",
             "SoftFilter",
             "predefined",
@@ -292,6 +365,27 @@ CATALOGUE: dict[str, Entry] = {
             "filters of small norm are zeroed after every epoch and train on; those that are zero at the end go",
             waives=("nested",),
             brief={"recipe": {"epochs": 2}},
+        ),
+        Entry(
+            "sparse_structure_selection",
+            "SparseStructureSelection",
+            "automatic",
+            "Huang, Wang 2018, Data-Driven Sparse Structure Selection for Deep Neural Networks, arXiv:1707.01213",
+            ("data", "labels", "training"),
+            "residual branches or channels go whose factors an accelerated proximal step in training makes smallest",
+            waives=("dead_first",),
+            brief={"structures": "channels", "penalty": 1.0, "recipe": {"epochs": 1, "lr": 0.01}},
+        ),
+        Entry(
+            "sparsegpt",
+            "SparseGPT",
+            "unstructured",
+            "Frantar & Alistarh 2023, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, "
+            "arXiv:2301.00774",
+            ("data",),
+            "weights go column by column, and those to the right of them make up for it",
+            waives=("nested",),
+            removes="weights",
         ),
         Entry(
             "structured_sparsity",
@@ -303,6 +397,18 @@ CATALOGUE: dict[str, Entry] = {
             "filters that a structured norm drove to zero while training go",
             waives=("nested",),
             brief={"update_steps": 2, "recipe": {"epochs": 2}},
+        ),
+        Entry(
+            "synflow",
+            "Synflow",
+            "unstructured",
+            "Tanaka et al. 2020, Pruning neural networks without any data by iteratively conserving synaptic flow, "
+            "arXiv:2006.05467",
+            (),
+            "weights on the weakest paths go, round by round and without data",
+            waives=("nested",),
+            brief={"rounds": 5},
+            removes="weights",
         ),
         Entry(
             "taylor",
@@ -321,6 +427,16 @@ CATALOGUE: dict[str, Entry] = {
             ("data",),
             "the channels go that the next layer misses least; the others are scaled",
             waives=("nested",),
+        ),
+        Entry(
+            "wanda",
+            "Wanda",
+            "unstructured",
+            "Sun et al. 2024, A Simple and Effective Pruning Approach for Large Language Models, arXiv:2306.11695",
+            ("data",),
+            "weights that are small or read little go",
+            waives=("nested",),
+            removes="weights",
         ),
     )
 }

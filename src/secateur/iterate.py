@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ import numpy as np
 from torch import nn
 
 from .budget import Budget, Limits
+from .catalogue import find
 from .errors import MethodError
+from .graph.branches import tensors_inside
 from .graph.groups import ChannelGraph, ChannelGroup, as_args, trace
-from .methods._problem import Decision, Method, Problem
+from .methods._problem import Decision, Method, Problem, prepared
 from .methods._scores import counts_for
 from .plan import Plan
 from .prune import PruneResult, note_origin_, prune
@@ -142,7 +144,8 @@ def prune_iteratively(
         raise MethodError(f"steps={steps!r}: expected a whole number of cuts, 1 or more.")
     example, named = as_args(args), dict(kwargs or {})
     graph = trace(model, example, named)
-    problem = Problem(model, graph, budget, limits or Limits(), example, named, data, task, seed)
+    posed = Problem(model, graph, budget, limits or Limits(), example, named, data, task, seed)
+    problem = prepared(find(method).make() if isinstance(method, str) else method, posed)
     counts_for(problem, problem.free_groups(), "uniform")  # unreachable budgets are told here, before any training
     train = _Training(
         data, task, recipe, eval_loader, None if checkpoint_dir is None else Path(checkpoint_dir), progress
@@ -199,6 +202,7 @@ class _Walk:
         self.graph = problem.graph
         self.protected = self.graph.touching(problem.limits.protect)
         self.left = {name: list(range(group.width)) for name, group in self.graph.groups.items()}
+        self.branches: tuple[str, ...] = ()  # of the original, those that are gone
         self.model = shrink(problem.model, self.graph, Plan())
         self.now = self.graph  # of the model as it is
         self.history: list[Step] = []
@@ -208,13 +212,14 @@ class _Walk:
     def plan(self) -> Plan:
         """What is left, in channels of the original."""
         widths = self.graph.widths
-        return Plan({n: tuple(kept) for n, kept in self.left.items() if len(kept) < widths[n]}, widths)
+        return Plan({n: tuple(kept) for n, kept in self.left.items() if len(kept) < widths[n]}, widths, self.branches)
 
     def gone(self, counts: np.ndarray[Any, Any] | None = None) -> float:
         """Fraction of the original that is gone, or would be with these kept counts."""
         costs, of = self.graph.costs, self.problem.budget.of
         whole = costs.value(of, costs.widths)
-        return 1 - costs.value(of, costs.counts(self.plan) if counts is None else counts) / whole if whole else 0.0
+        left = costs.value(of, costs.counts(self.plan) if counts is None else counts, self.branches)
+        return 1 - left / whole if whole else 0.0
 
     # -- schedules -----------------------------------------------------------------------------------------------
 
@@ -282,10 +287,16 @@ class _Walk:
                 self.verifications.append(result.verification)
             as_cut = self.train.metric(result.model)
             self.model, training = self.train.run(result.model, number)
-            self.now = trace(self.model, problem.args, problem.kwargs)
+            self.now = self._graph_now()
             step = Step(cut.asked, self.gone(), layers, self.plan, as_cut, training.metric, training)
             self.history.append(step)
             log.info("step %d: %.1f %% of %s gone", number, 100 * step.got, problem.budget.of)
+
+    def _graph_now(self) -> ChannelGraph:
+        """Trace the model as it is, and let the method pose it as it posed the original."""
+        found = trace(self.model, self.problem.args, self.problem.kwargs)
+        method = find(self.method).make() if isinstance(self.method, str) else self.method
+        return prepared(method, dataclasses.replace(self.problem, model=self.model, graph=found)).graph
 
     def _compose(self, plan: Plan) -> tuple[str, ...]:
         """Take a plan of the model as it is into account; returns the groups of the original that lost channels."""
@@ -294,6 +305,8 @@ class _Walk:
         for here in cut:
             kept = self.left[original[here]]
             self.left[original[here]] = [kept[i] for i in plan.kept[here]]
+        gone = {self.now.branches[name].modules for name in plan.removed_branches}
+        self.branches += tuple(name for name, branch in self.graph.branches.items() if branch.modules in gone)
         return tuple(original[here] for here in cut)
 
     def now_with(self, names: Iterable[str]) -> ChannelGraph:
@@ -305,10 +318,12 @@ class _Walk:
     def _matched(self) -> Iterator[tuple[str, str]]:
         """Pairs of names of the same group: in the original, and in the model as it is."""
         taken: set[str] = set()
+        modules = [path for name in self.branches for path in self.graph.branches[name].modules]
+        gone = tensors_inside(self.graph, modules)
         for name, group in self.graph.groups.items():
             width = len(self.left[name])
             for here, other in self.now.groups.items():
-                if here not in taken and other.width == width and _footprint(other) == _footprint(group):
+                if here not in taken and other.width == width and _footprint(other) == _footprint(group, gone):
                     taken.add(here)
                     yield name, here
                     break
@@ -334,5 +349,5 @@ class _Walk:
         return result
 
 
-def _footprint(group: ChannelGroup) -> frozenset[tuple[str, int, int]]:
-    return frozenset((m.tensor, m.axis, m.per_channel) for m in group.members)
+def _footprint(group: ChannelGroup, without: Container[str] = ()) -> frozenset[tuple[str, int, int]]:
+    return frozenset((m.tensor, m.axis, m.per_channel) for m in group.members if m.tensor not in without)

@@ -1,6 +1,7 @@
-"""A plan: which channels of each group stay. A value that prints, compares and saves as JSON.
+"""A plan: which channels of each group stay, and which residual branches go. It prints, compares and saves as JSON.
 
-A plan knows nothing of the model but the names and widths of its groups; ``ChannelGraph`` checks that they fit.
+A plan knows nothing of the model but the names of its groups and branches and the widths of the groups;
+``ChannelGraph`` checks that they fit.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from .errors import PlanError
+from .files import replacing
 
 FORMAT = 1
+FORMAT_WITH_BRANCHES = 2  # only where there are any, so that earlier versions refuse what they would half ignore
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which channels of each group stay.
+    """Which channels of each group stay, and which residual branches go.
 
     Attributes:
         kept: group name -> sorted indices of the channels that stay. Groups that are absent stay whole.
         widths: group name -> number of channels before pruning, for every group in `kept`.
+        removed_branches: sorted names of the residual branches that go as a whole.
 
     Raises:
         PlanError: an index is out of range or given twice, a group would be emptied, or a width is missing.
@@ -37,6 +41,7 @@ class Plan:
 
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     widths: Mapping[str, int] = field(default_factory=dict)
+    removed_branches: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         kept = {name: tuple(sorted(int(i) for i in indices)) for name, indices in self.kept.items()}
@@ -45,10 +50,13 @@ class Plan:
             _check_group(name, indices, widths)
         object.__setattr__(self, "kept", kept)
         object.__setattr__(self, "widths", widths)
+        object.__setattr__(self, "removed_branches", _names(self.removed_branches))
 
     @classmethod
-    def from_removed(cls, removed: Mapping[str, Iterable[int]], widths: Mapping[str, int]) -> Plan:
-        """Return the plan that removes these channels and keeps all others.
+    def from_removed(
+        cls, removed: Mapping[str, Iterable[int]], widths: Mapping[str, int], branches: Iterable[str] = ()
+    ) -> Plan:
+        """Return the plan that removes these channels, and these residual branches, and keeps all others.
 
         >>> Plan.from_removed({"conv1": [1]}, {"conv1": 3}).kept["conv1"]
         (0, 2)
@@ -61,7 +69,7 @@ class Plan:
             if outside := sorted(i for i in gone if not 0 <= i < widths[name]):
                 raise PlanError(f"group {name!r} has channels 0 to {widths[name] - 1}; asked to remove {outside}.")
             kept[name] = tuple(i for i in range(widths[name]) if i not in gone)
-        return cls(kept, {name: widths[name] for name in kept})
+        return cls(kept, {name: widths[name] for name in kept}, tuple(branches))
 
     def removed(self, name: str) -> tuple[int, ...]:
         """Return the indices of the channels of one group that go (none for a group not in the plan)."""
@@ -75,26 +83,34 @@ class Plan:
         """Number of channels that go, over all groups."""
         return sum(self.widths[name] - len(kept) for name, kept in self.kept.items())
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing goes."""
+        return not self.removed_count and not self.removed_branches
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.kept)
 
     def __eq__(self, other: object) -> bool:
-        """Plans are equal when they remove the same channels; a group listed whole equals a group not listed."""
+        """Plans are equal when they remove the same; a group listed whole equals a group not listed."""
         if not isinstance(other, Plan):
             return NotImplemented
-        return self._essence() == other._essence()
+        return self._essence() == other._essence() and self.removed_branches == other.removed_branches
 
     def __hash__(self) -> int:
-        return hash(frozenset(self._essence().items()))
+        return hash((frozenset(self._essence().items()), self.removed_branches))
 
     def _essence(self) -> dict[str, tuple[int, tuple[int, ...]]]:
         return {n: (self.widths[n], kept) for n, kept in self.kept.items() if len(kept) < self.widths[n]}
 
     def __str__(self) -> str:
-        if not self._essence():
+        if self.is_empty:
             return "Plan: nothing is removed"
-        lines = [f"Plan: {self.removed_count} channels removed"]
+        count = len(self.removed_branches)
+        branches = f", and {count} residual {'branch' if count == 1 else 'branches'}" if count else ""
+        lines = [f"Plan: {self.removed_count} channels removed{branches}"]
         lines += [f"  {name}: {width} -> {len(kept)}" for name, (width, kept) in self._essence().items()]
+        lines += [f"  {name}: branch removed" for name in self.removed_branches]
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -107,7 +123,10 @@ class Plan:
         """
         groups = {name: {"width": self.widths[name], "kept": list(kept)} for name, kept in self.kept.items()}
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(group)}" for name, group in groups.items())
-        return f'{{"format": {FORMAT}, "groups": {{\n{lines}\n}}}}'
+        if not self.removed_branches:
+            return f'{{"format": {FORMAT}, "groups": {{\n{lines}\n}}}}'
+        branches = json.dumps(self.removed_branches)
+        return f'{{"format": {FORMAT_WITH_BRANCHES}, "removed_branches": {branches}, "groups": {{\n{lines}\n}}}}'
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -120,24 +139,23 @@ class Plan:
             raw: Any = json.loads(text)
         except json.JSONDecodeError as error:
             raise PlanError(f"expected the JSON of a plan; it cannot be parsed ({error}).") from error
-        if not isinstance(raw, dict) or raw.get("format") != FORMAT or not isinstance(raw.get("groups"), dict):
+        formats = FORMAT, FORMAT_WITH_BRANCHES
+        if not isinstance(raw, dict) or raw.get("format") not in formats or not isinstance(raw.get("groups"), dict):
             raise PlanError(f'expected {{"format": {FORMAT}, "groups": {{…}}}}; found {text[:60]!r}.')
         try:
             kept = {name: tuple(group["kept"]) for name, group in raw["groups"].items()}
             widths = {name: int(group["width"]) for name, group in raw["groups"].items()}
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"every group of a plan needs a width and a list of kept indices ({error!r}).") from error
-        return cls(kept, widths)
+        branches = raw.get("removed_branches", [])
+        if not isinstance(branches, list) or not all(isinstance(name, str) for name in branches):
+            raise PlanError(f"removed_branches of a plan is a list of names; found {branches!r}.")
+        return cls(kept, widths, tuple(branches))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON; an existing file is replaced in one step, so a kill leaves the old or the new one."""
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
+        with replacing(path) as partial:
             partial.write_text(self.to_json(), encoding="utf-8")
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -151,6 +169,13 @@ class Plan:
         except (OSError, UnicodeDecodeError) as error:
             raise PlanError(f"no plan can be read from {os.fspath(path)!r}: {error}.") from error
         return cls.from_json(text)
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if odd := [name for name in names if not isinstance(name, str)]:
+        raise PlanError(f"removed_branches has {odd[0]!r}: expected names of residual branches, as in graph.branches.")
+    return tuple(sorted(set(names)))
 
 
 def _check_group(name: str, indices: tuple[int, ...], widths: Mapping[str, int]) -> None:

@@ -18,14 +18,15 @@ from .errors import BudgetError, MethodError, NothingPruned, SurgeryError, Verif
 from .graph.costs import Costs
 from .graph.groups import ChannelGraph, as_args, trace
 from .methods._attached import TrainingMethod
-from .methods._problem import Decision, Method, Problem
+from .methods._problem import Decision, Method, Problem, prepared
 from .plan import Plan
 from .recovery.batchnorm import reestimate_batchnorm_
 from .recovery.fold import fold_constants
 from .recovery.refit import refit
 from .store import BudgetNote, Details, annotate_
 from .surgery.feasible import feasible
-from .surgery.shrink import check_model, shrink
+from .surgery.finalize import check_plain
+from .surgery.shrink import fitted, shrink
 from .surgery.verify import Verification, verify
 from .train.task import Task
 from .train.tracking import Tracking
@@ -65,14 +66,24 @@ class PruneResult:
         return 1 - self.after.of(self.budget.of) / whole if whole else 0.0
 
     def __str__(self) -> str:
-        rows = [("", "before", "after", "removed")]
-        for what in ("channels", "macs", "params", "bytes"):
-            old, new = self.before.of(what), self.after.of(what)
-            rows.append((what, f"{old:,}", f"{new:,}", f"{1 - new / old:.1%}" if old else "–"))
-        widths = [max(len(row[k]) for row in rows) for k in range(4)]
-        lines = ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
         asked = f"asked: {self.budget}; got {self.removed:.1%}"
-        return "\n".join([*lines, asked, str(self.verification) if self.verification else "not verified"])
+        return "\n".join(
+            [
+                cost_table(self.before, self.after),
+                asked,
+                str(self.verification) if self.verification else "not verified",
+            ]
+        )
+
+
+def cost_table(before: Costs, after: Costs) -> str:
+    """Return costs before and after as a table."""
+    rows = [("", "before", "after", "removed")]
+    for what in ("channels", "macs", "params", "bytes"):
+        old, new = before.of(what), after.of(what)
+        rows.append((what, f"{old:,}", f"{new:,}", f"{1 - new / old:.1%}" if old else "–"))
+    widths = [max(len(row[k]) for row in rows) for k in range(4)]
+    return "\n".join("  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)
 
 
 def prune(
@@ -127,7 +138,7 @@ def prune(
         NothingToPrune: no channel is free to go.
         UnknownName: no such method or protected module.
         TraceError: the model rejects the example input.
-        MethodError: the method cannot work on this model, data or these weights.
+        MethodError: the method cannot work on this model, data or these weights, or torch.nn.utils.prune masks them.
         PlanError: `graph` is of another model.
         VerificationError: the smaller model is not the masked one; nothing is returned.
     """
@@ -135,16 +146,18 @@ def prune(
     chosen = _method(method)
     if not isinstance(chosen, TrainingMethod):
         _refuse_training_options(chosen, tracking, checkpoint_dir)
+    check_plain(model)
     repairs = _repairs(repair, data, task)
     example, named = as_args(args), dict(kwargs or {})
     graph = graph if graph is not None else trace(model, example, named)
     _check_model(model, graph, check=check)
-    problem = Problem(model, graph, budget, limits, example, named, data, task, seed, tracking, checkpoint_dir)
+    given = Problem(model, graph, budget, limits, example, named, data, task, seed, tracking, checkpoint_dir)
+    problem = prepared(chosen, given)
     cut, small = _cut(problem, chosen, repairs)
     graph, plan = cut.graph, cut.decision.plan
-    if not plan.removed_count and budget.remove > 0:
+    if plan.is_empty and budget.remove > 0:
         warnings.warn(f"{budget}: nothing was removed.", NothingPruned, stacklevel=2)
-    verification = _verified(cut.source, small, plan, example, named) if check else None
+    verification = _verified(fitted(cut.source, graph), small, plan, example, named) if check else None
     wants_statistics = cut.decision.is_refitted if repairs is None else "batchnorm" in repairs
     if wants_statistics and data is not None and task is not None:
         reestimate_batchnorm_(small, data, task)
@@ -177,7 +190,9 @@ class _Cut:
 
 def _cut(problem: Problem, method: Method, repairs: tuple[str, ...] | None) -> tuple[_Cut, nn.Module]:
     """Decide and cut; where the model's code cannot express a cut, leave those groups whole and decide again."""
-    is_rehearsed = False
+    is_rehearsed = problem.data is not None
+    if is_rehearsed:  # a method that reads data, let alone trains, is dearer to ask twice than a rehearsal
+        problem = _rehearsed(problem)
     while True:
         decision = method.decide(problem)
         try:
@@ -186,21 +201,31 @@ def _cut(problem: Problem, method: Method, repairs: tuple[str, ...] | None) -> t
         except SurgeryError:
             if is_rehearsed:
                 raise
-            is_rehearsed, graph = True, feasible(problem.model, problem.graph)
-            if not graph.rigid:
+            is_rehearsed, before = True, problem
+            problem = _rehearsed(problem)
+            if problem is before:
                 raise
-            log.warning("left whole, since the model's code cannot narrow them: %s", ", ".join(graph.rigid))
-            problem = dataclasses.replace(problem, graph=graph)
+
+
+def _rehearsed(problem: Problem) -> Problem:
+    """Return the problem without the groups that the model's code cannot narrow; itself where there are none."""
+    graph = feasible(problem.model, problem.graph)
+    if not graph.rigid:
+        return problem
+    log.warning("left whole, since the model's code cannot narrow them: %s", ", ".join(graph.rigid))
+    return dataclasses.replace(problem, graph=graph)
 
 
 def _repaired(problem: Problem, decision: Decision, repairs: tuple[str, ...] | None) -> nn.Module:
     """Return the full-width model to cut, after the repairs that come before the cut; None = the usual ones."""
     source = decision.model if decision.model is not None else problem.model
-    if not decision.plan.removed_count:
+    if decision.plan.is_empty:
         return source
     if repairs is not None and "fold" in repairs:
         source = fold_constants(source, problem.graph, decision.plan)
-    wants_refit = not decision.is_refitted if repairs is None else "refit" in repairs
+    wants_refit = (
+        decision.plan.removed_count > 0 and not decision.is_refitted if repairs is None else "refit" in repairs
+    )
     if wants_refit and problem.data is not None and problem.task is not None:
         source = refit(source, problem.graph, decision.plan, problem.data, problem.task, target=problem.model)
     return source
@@ -234,7 +259,7 @@ def _method(method: str | Method) -> Method:
 
 
 def _check_model(model: nn.Module, graph: ChannelGraph, *, check: bool) -> None:
-    check_model(model, graph)
+    fitted(model, graph)
     blank = [name for name, tensor in model.named_parameters() if tensor.device.type == "meta"]
     if blank and check:
         raise MethodError(

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import data as data_sets
-from . import models
+from . import models, store
 from .data import ImageData, Loaders
 from .errors import DataError, ModelError, TrainingError, UnknownName
+from .store.folder import RECORD
 from .train import RECIPES, ClassificationTask, Recipe, Tracking
 from .train import recipe as recipe_named
 
@@ -115,13 +116,14 @@ class Source:
 
         Raises:
             ModelError: it cannot be built, the weights cannot be read or do not fit, or there is no such device.
+        StoreError: the weights are a saved model that is damaged or of another class.
             UnknownName: there is no such model.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             built = models.resolve(self.name, pretrained=self.pretrained, **self._wanted())
         if self.weights is not None:
-            _load_(built, Path(self.weights))
+            built = _with_weights(built, Path(self.weights).expanduser())
         try:
             return built.to(self.device)
         except (RuntimeError, AssertionError) as error:
@@ -210,8 +212,15 @@ def recipe_names() -> list[str]:
     return sorted(RECIPES)
 
 
+def _with_weights(model: nn.Module, path: Path) -> nn.Module:
+    """Return the model with these weights; of a folder that `secateur.save` wrote, the model that was saved."""
+    if (path / RECORD).is_file():
+        return store.load(path, model=model)
+    _load_(model, path)
+    return model
+
+
 def _load_(model: nn.Module, path: Path) -> None:
-    path = path.expanduser()
     file = path / WEIGHTS_FILE if path.is_dir() else path
     if not file.is_file():
         raise ModelError(f"--weights {path}: there is no file {file}; give what `secateur train` wrote.")

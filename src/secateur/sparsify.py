@@ -17,6 +17,7 @@ from .graph.groups import as_args
 from .graph.walk import parameters_of
 from .methods._weights import Pattern, WeightDecision, WeightMethod, WeightProblem
 from .store import BudgetNote, Details, annotate_
+from .surgery.finalize import check_plain
 from .train.held_zeros import HeldZeros
 from .train.task import Task
 from .weight_plan import WeightPlan
@@ -91,7 +92,8 @@ def sparsify(
 
     Raises:
         BudgetError: the budget is malformed, not reachable, or contradicts the pattern.
-        MethodError: the method cannot work on this model, data or these weights, or removes channels.
+        MethodError: the method cannot work on this model, data or these weights, or removes channels; or the model is
+            masked by torch.nn.utils.prune (see `finalize`).
         NothingToPrune: no weight is free to go.
         UnknownName: no such method, module or parameter.
 
@@ -102,16 +104,10 @@ def sparsify(
     [[3.0, 0.0, 0.0, -4.0]]
     """
     chosen = weight_method(method)
-    blocks = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
-    if budget is None and blocks is None:
-        raise BudgetError("nothing says how much goes: give budget=Budget(remove=0.9, of='weights') or pattern='2:4'.")
-    if data is not None and task is None:
-        raise MethodError("data= needs task=, which says how to read a batch: e.g. task=ClassificationTask().")
-    asked = budget if budget is not None else Budget(blocks.remove if blocks else 0.0, WEIGHTS)
-    names = tuple([protect] if isinstance(protect, str) else protect)
-    more = tuple([include] if isinstance(include, str) else include)
-    example, named = as_args(args), dict(kwargs or {})
-    problem = WeightProblem(model, asked, blocks, names, more, example, named, data, task, seed)
+    check_plain(model)
+    what: dict[str, Any] = {"budget": budget, "pattern": pattern, "protect": protect, "include": include}
+    problem = weight_problem(model, args, **what, kwargs=kwargs, data=data, task=task, seed=seed)
+    asked = problem.budget
     decision = chosen.choose(problem)
     sparse = copy.deepcopy(decision.model if decision.model is not None else model)
     decision.plan.apply_(sparse)
@@ -122,6 +118,36 @@ def sparsify(
     name = method if isinstance(method, str) else type(method).__name__
     annotate_(sparse, Details(method=name, budget=BudgetNote(remove=asked.remove, of=asked.of, removed=result.removed)))
     return result
+
+
+def weight_problem(
+    model: nn.Module,
+    args: Any,
+    *,
+    budget: Budget | None,
+    pattern: str | Pattern | None,
+    protect: Sequence[str],
+    include: Sequence[str],
+    kwargs: Mapping[str, Any] | None,
+    data: Iterable[Any] | None,
+    task: Task | None,
+    seed: int,
+) -> WeightProblem:
+    """Return the arguments of `sparsify` as a problem.
+
+    Raises:
+        BudgetError: nothing says how much goes, or the budget contradicts the pattern.
+        MethodError: `pattern` is no N:M, or there are data without a task.
+    """
+    blocks = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
+    if budget is None and blocks is None:
+        raise BudgetError("nothing says how much goes: give budget=Budget(remove=0.9, of='weights') or pattern='2:4'.")
+    if data is not None and task is None:
+        raise MethodError("data= needs task=, which says how to read a batch: e.g. task=ClassificationTask().")
+    asked = budget if budget is not None else Budget(blocks.remove if blocks else 0.0, WEIGHTS)
+    names = tuple([protect] if isinstance(protect, str) else protect)
+    more = tuple([include] if isinstance(include, str) else include)
+    return WeightProblem(model, asked, blocks, names, more, as_args(args), dict(kwargs or {}), data, task, seed)
 
 
 def weight_method(method: str | WeightMethod) -> WeightMethod:

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,10 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .errors import PlanError
+from .files import replacing
 from .graph.walk import parameters_of
 
 FORMAT = 1
 KIND = "secateur weight plan"
+MASKED = "secateur_masked"  # attribute of a model: names of the parameters that lost single weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,18 @@ class WeightPlan:
         if missing := [name for name in wanted if name not in parameters]:
             raise PlanError(f"the model has no parameter {missing[0]!r}.")
         return cls({name: parameters[name].detach() != 0 for name in wanted})
+
+    @classmethod
+    def of(cls, model: nn.Module) -> WeightPlan:
+        """Return the plan of a model that lost single weights here, or was loaded: what is zero there now stays zero.
+
+        >>> layer = nn.Linear(2, 1)
+        >>> plan = WeightPlan({"weight": torch.tensor([[True, False]])})
+        >>> plan.apply_(layer)
+        >>> WeightPlan.of(layer) == plan
+        True
+        """
+        return cls.of_zeros(model, masked_in(model))
 
     @property
     def weight_count(self) -> int:
@@ -118,7 +131,7 @@ class WeightPlan:
                 )
 
     def apply_(self, model: nn.Module) -> None:
-        """Set the weights that go to exactly zero, in place.
+        """Set the weights that go to exactly zero, in place, and note on the model which parameters have lost some.
 
         Raises:
             PlanError: the plan is of another model; nothing is changed then.
@@ -128,18 +141,14 @@ class WeightPlan:
         with torch.no_grad():
             for name, mask in self.kept.items():
                 parameters[name].masked_fill_(~mask.to(parameters[name].device), 0.0)
+        mark_masked_(model, self._essence())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan, eight weights to a byte; an existing file is replaced in one step."""
-        target = Path(path)
         packed = {name: pack(mask) for name, mask in self.kept.items()}
         shapes = json.dumps({name: list(mask.shape) for name, mask in self.kept.items()})
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
+        with replacing(path) as partial:
             save_file(packed, partial, metadata={"kind": KIND, "format": str(FORMAT), "shapes": shapes})
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> WeightPlan:
@@ -160,6 +169,22 @@ class WeightPlan:
                 raise
             raise PlanError(f"no weight plan can be read from {os.fspath(path)!r}: {error}.") from error
         return cls(kept)
+
+
+def masked_in(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the parameters of a model that lost single weights, as noted on it."""
+    noted = model.__dict__.get(MASKED, ())
+    parameters = parameters_of(model)
+    return tuple(name for name in noted if name in parameters)
+
+
+def mark_masked_(model: nn.Module, names: Iterable[str]) -> None:
+    """Note on a model, in place, that these parameters lost single weights, beside those that did before."""
+    first = {id(tensor): name for name, tensor in parameters_of(model).items()}
+    shared = parameters_of(model, shared=True)
+    found = dict.fromkeys([*masked_in(model), *(first[id(shared[name])] for name in names)])
+    if found:
+        model.__dict__[MASKED] = tuple(found)
 
 
 def pack(mask: Tensor) -> Tensor:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
 from secateur import Budget, Limits, trace
 from secateur.methods import Problem
 from secateur.train import ClassificationTask, Moment, Recipe, fit
-
-from ..train.cases import KillAt, Killed
 
 TASK = ClassificationTask()
 RECIPE = Recipe(epochs=2, lr=0.1, momentum=0.9, schedule="constant", seed=3)
@@ -99,21 +96,3 @@ def by_hand(model, attached, recipe=RECIPE, data=None):
 def trained(model, attached, recipe=RECIPE, **options):
     fit(model, batches(), TASK, recipe, attachments=[attached], progress=False, **options)
     return attached.finish()
-
-
-def assert_a_kill_changes_nothing(attach, step, folder):
-    """Kill a run right after a step, take it up from the checkpoint before, and compare with one that went through."""
-
-    def run(kill, **options):
-        model = chain()
-        attached = attach(model)
-        fit(model, batches(), TASK, RECIPE, attachments=[kill, attached], progress=False, **options)
-        return attached.finish(), model.state_dict(), attached.state_dict()
-
-    options = {"checkpoint_dir": folder, "checkpoint_steps": 1}
-    with pytest.raises(Killed):
-        run(KillAt("after_step", step), **options)
-    (decision, weights, state), (wanted, whole, final) = run(KillAt("never", 0), **options), run(KillAt("never", 0))
-    assert decision.plan == wanted.plan
-    assert all(torch.equal(value, whole[name]) for name, value in weights.items())
-    assert repr(state) == repr(final)

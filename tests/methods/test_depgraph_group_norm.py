@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.errors import BudgetError, MethodError
+from secateur.errors import MethodError
 from secateur.methods import DepgraphGroupNorm
 from secateur.methods._coupled_slices import CoupledSlices
 from secateur.methods.depgraph_group_norm import relative_sizes, shrink_strengths
@@ -16,21 +16,16 @@ from secateur.train import Recipe
 
 from ..contract.cases import CASES
 from .attached_runs import (
-    POINTS,
-    assert_resumes,
-    assert_same,
     lost_on_digits,
     moment_of,
     problem_of,
     run,
-    run_by_hand,
     small_net,
     tensors,
 )
 from .test_l1_filter import chain
 
 UNTRAINED = DepgraphGroupNorm(penalty=0)
-BRIEF = {"penalty": 0.05}
 
 
 def scores_of(model, *shape, method=UNTRAINED, remove=0.25):
@@ -190,32 +185,6 @@ def test_without_a_penalty_no_data_are_read_and_no_model_is_made():
     assert not decision.is_refitted
     assert decision.plan.removed_count == 7
     assert all(torch.equal(one, other) for one, other in zip(before, tensors(model), strict=True))
-
-
-@pytest.mark.parametrize(("point", "step"), POINTS)
-def test_a_run_killed_at_any_point_ends_the_same(tmp_path, point, step):
-    assert_resumes(DepgraphGroupNorm(**BRIEF), point, step, tmp_path)
-
-
-def test_a_loop_by_hand_ends_like_ours():
-    model, _, decision = run(DepgraphGroupNorm(**BRIEF))
-    by_hand, same = run_by_hand(DepgraphGroupNorm(**BRIEF))
-    assert_same(decision, same)
-    assert all(torch.equal(one, other) for one, other in zip(tensors(model), tensors(by_hand), strict=True))
-
-
-def test_bad_runs_are_refused():
-    model = small_net()
-    attached = DepgraphGroupNorm().attach(problem_of(model))
-    with pytest.raises(MethodError, match="depgraph_group_norm was given the state of 'greg'"):
-        attached.load_state_dict({"method": "greg"})
-    optimizer = torch.optim.SGD(model[3].parameters(), lr=0.1)
-    with pytest.raises(MethodError, match=r"'0\.weight'.*does not hold it"):
-        attached.after_backward(moment_of(model, optimizer=optimizer))
-    with pytest.raises(BudgetError, match="at most"):
-        DepgraphGroupNorm().attach(problem_of(model, remove=0.99))
-    with pytest.raises(MethodError, match="depgraph_group_norm trains on labelled batches"):
-        DepgraphGroupNorm().decide(problem_of(model))
 
 
 @pytest.mark.parametrize(("name", "value"), [("penalty", -1.0), ("power", 0.0), ("alpha", float("nan"))])

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 
 import pytest
 import torch
 
 from secateur import shrink
-from secateur.errors import BudgetError, MethodError
+from secateur.errors import MethodError
 from secateur.methods import Greg
 from secateur.methods.greg import grown_penalty
 from secateur.train import Recipe
 
 from .attached_runs import (
-    POINTS,
-    assert_resumes,
-    assert_same,
     batches,
     lost_on_digits,
     moment_of,
     problem_of,
     run,
-    run_by_hand,
-    small_net,
-    tensors,
 )
 from .test_l1_filter import chain
 
@@ -128,19 +121,6 @@ def test_the_cut_computes_what_the_trained_model_does(brief):
     torch.testing.assert_close(small(images), model.eval()(images), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("brief", [BRIEF, BRIEF_2], ids=["1", "2"])
-@pytest.mark.parametrize(("point", "step"), POINTS)
-def test_a_run_killed_at_any_point_ends_the_same(tmp_path, brief, point, step):
-    assert_resumes(Greg(**{**brief, "ceiling": 0.3}), point, step, tmp_path)
-
-
-def test_a_loop_by_hand_ends_like_ours():
-    model, _, decision = run(Greg(**BRIEF_2))
-    by_hand, same = run_by_hand(Greg(**BRIEF_2))
-    assert_same(decision, same)
-    assert all(torch.equal(one, other) for one, other in zip(tensors(model), tensors(by_hand), strict=True))
-
-
 def test_the_log_says_when_training_was_too_short(caplog):
     model = chain([[1.0], [2.0]], [[1.0, 1.0]]).double()
     attached = attach(Greg(growth=0.25, update_steps=1), model)
@@ -148,25 +128,6 @@ def test_the_log_says_when_training_was_too_short(caplog):
     with caplog.at_level(logging.WARNING):
         assert attached.finish().plan.removed("0") == (0,)
     assert "a penalty of 0.25 in place of 1 on 0, whose kept weights are 2 times those that go" in caplog.text
-
-
-def test_with_nothing_to_remove_finishing_touches_nothing():
-    model = small_net()
-    before = copy.deepcopy(tensors(model))
-    assert Greg().attach(problem_of(model, remove=0.0)).finish().plan.removed_count == 0
-    assert all(torch.equal(one, other) for one, other in zip(before, tensors(model), strict=True))
-
-
-def test_bad_runs_are_refused():
-    model = small_net()
-    attached = Greg().attach(problem_of(model))
-    with pytest.raises(MethodError, match="greg was given the state of 'soft_filter'"):
-        attached.load_state_dict({"method": "soft_filter"})
-    optimizer = torch.optim.SGD(model[3].parameters(), lr=0.1)
-    with pytest.raises(MethodError, match=r"'0\.weight'.*does not hold it"):
-        attached.after_backward(moment_of(model, optimizer=optimizer))
-    with pytest.raises(BudgetError, match="at most"):
-        Greg().attach(problem_of(model, remove=0.99))
 
 
 @pytest.mark.parametrize(

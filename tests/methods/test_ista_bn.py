@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from secateur import Budget, fold_constants, prune, shrink, trace
-from secateur.attach import attach
-from secateur.errors import BudgetError, MethodError
+from secateur.errors import MethodError
 from secateur.methods import Decision, IstaBn
 from secateur.methods._memory import memory_costs
 from secateur.methods._scales import folded, soft_threshold
@@ -24,9 +23,7 @@ from .scale_runs import (
     RECIPE,
     TASK,
     Residual,
-    assert_a_kill_changes_nothing,
     batches,
-    by_hand,
     chain,
     moment,
     problem,
@@ -291,22 +288,6 @@ def test_a_budget_that_training_did_not_reach_says_how_far_it_is(caplog):
     )
 
 
-def test_a_loop_of_ones_own_and_the_packages_come_to_the_same_plan_and_weights():
-    one, other, method = chain(), chain(), even(0.01, rescale=0.5)
-    first = trained(one, attached_to(one, method))
-    second = by_hand(other, attach(other, IMAGES, method=method, budget=Budget(0.5)))
-    assert first.plan == second.plan
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
-    third = even(0.01, rescale=0.5, recipe=RECIPE).decide(problem(chain(), data=batches()))
-    assert third.plan == first.plan
-
-
-@pytest.mark.parametrize("step", range(8))
-def test_a_run_killed_at_any_step_comes_to_the_same_plan(tmp_path, step):
-    method = IstaBn(penalty=0.1, early_penalty=0.5, early_part=0.5, rescale=0.25)  # some are zero after an epoch
-    assert_a_kill_changes_nothing(lambda model: attached_to(model, method), step, tmp_path)
-
-
 def test_the_costs_of_the_epoch_before_count_when_a_run_is_taken_up():
     """Zeros of the epoch under way have no say, neither in a run that goes through nor in one that is taken up."""
     model = chain(4, 6)
@@ -317,21 +298,12 @@ def test_the_costs_of_the_epoch_before_count_when_a_run_is_taken_up():
     assert fresh.costs["3"].tolist() != run.costs["3"].tolist()
     fresh.load_state_dict(state)
     assert fresh.costs["3"].tolist() == run.costs["3"].tolist()
-    with pytest.raises(MethodError, match="ista_bn cannot go on from the state of 'network_slimming'"):
-        fresh.load_state_dict({"method": "network_slimming", "settings": {}})
 
 
 def test_bad_input_is_refused():
     plain = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.Flatten())
     with pytest.raises(MethodError, match=r"ista_bn trains the gains of normalisations.*method='l1_filter'"):
         attached_to(plain)
-    with pytest.raises(BudgetError, match="at most"):
-        attached_to(chain(), remove=0.95)
-    model = chain()
-    here = moment(model)
-    here.optimizer.param_groups[0]["params"] = [model[0].weight]
-    with pytest.raises(MethodError, match=r"the optimizer does not hold 1\.weight, 4\.weight"):
-        attached_to(model).after_backward(here)
 
 
 @pytest.mark.parametrize(

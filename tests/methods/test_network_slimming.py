@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from secateur import Budget, fold_constants, prune, prune_iteratively, shrink
-from secateur.attach import attach
 from secateur.catalogue import find
 from secateur.errors import BudgetError, MethodError, NothingToPrune
 from secateur.methods import NetworkSlimming
@@ -22,7 +21,6 @@ from .scale_runs import (
     RECIPE,
     TASK,
     Residual,
-    assert_a_kill_changes_nothing,
     batches,
     by_hand,
     chain,
@@ -220,31 +218,9 @@ def test_scales_start_where_asked_and_stay_otherwise():
     assert set(given.model[1].weight.tolist()) == {1.0}
 
 
-def test_a_loop_of_ones_own_and_the_packages_come_to_the_same_plan_and_weights():
-    one, other = chain(), chain()
-    method = NetworkSlimming(penalty=0.01)
-    first = trained(one, attached_to(one, method))
-    second = by_hand(other, attach(other, IMAGES, method=method, budget=Budget(0.5)))
-    assert first.plan == second.plan
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
-    third = method.__class__(penalty=0.01, recipe=RECIPE).decide(problem(chain(), data=batches()))
-    assert third.plan == first.plan
-
-
-@pytest.mark.parametrize("form", ["subgradient", "proximal"])
-@pytest.mark.parametrize("step", range(8))
-def test_a_run_killed_at_any_step_comes_to_the_same_plan(tmp_path, form, step):
-    method = NetworkSlimming(penalty=0.02, form=form, initial_scale=0.5)
-    assert_a_kill_changes_nothing(lambda model: attached_to(model, method), step, tmp_path)
-
-
-def test_the_state_of_another_method_or_of_other_settings_is_refused():
+def test_the_state_of_other_settings_is_refused():
     run = attached_to(chain())
     run.load_state_dict(run.state_dict())
-    with pytest.raises(MethodError, match="network_slimming cannot go on from the state of 'soft_filter'"):
-        run.load_state_dict({"method": "soft_filter"})
-    with pytest.raises(MethodError, match="from the state of 'another method'"):
-        run.load_state_dict({})
     other = attached_to(chain(), NetworkSlimming(penalty=0.5))
     with pytest.raises(MethodError, match=r"a run with penalty=0.5: this one has penalty=0.0001"):
         run.load_state_dict(other.state_dict())

@@ -257,12 +257,6 @@ def test_weight_norm_loses_its_lengths_and_never_its_directions():
     assert attached.finish().plan.removed_count == 1
 
 
-def test_the_state_of_another_method_is_refused():
-    attached = SoftFilter().attach(problem_of(small_net()))
-    with pytest.raises(MethodError, match="soft_filter was given the state of 'slimming'"):
-        attached.load_state_dict({"method": "slimming"})
-
-
 def test_an_optimizer_without_the_filters_is_refused():
     model = small_net()
     attached = SoftFilter().attach(problem_of(model))

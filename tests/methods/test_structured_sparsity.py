@@ -10,25 +10,20 @@ import torch
 from torch import nn
 
 from secateur import shrink
-from secateur.errors import BudgetError, MethodError
+from secateur.errors import MethodError
 from secateur.methods import StructuredSparsity
 from secateur.methods._weight_pull import filters_of, laid_out
 from secateur.methods.structured_sparsity import block_hard_threshold, block_soft_threshold
 from secateur.train import ClassificationTask, Recipe, fit
 
 from .attached_runs import (
-    POINTS,
     RECIPE,
-    assert_resumes,
-    assert_same,
     batches,
     lost_on_digits,
     moment_of,
     problem_of,
     run,
-    run_by_hand,
     small_net,
-    tensors,
 )
 from .test_l1_filter import chain
 
@@ -200,19 +195,6 @@ def test_the_cut_computes_what_the_model_with_zeroed_filters_did():
     torch.testing.assert_close(small(images), zeroed.eval()(images), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("norm", ["l21", "l20"])
-@pytest.mark.parametrize(("point", "step"), POINTS)
-def test_a_run_killed_at_any_point_ends_the_same(tmp_path, norm, point, step):
-    assert_resumes(StructuredSparsity(norm, update_steps=3, penalised=0.7), point, step, tmp_path)
-
-
-def test_a_loop_by_hand_ends_like_ours():
-    model, _, decision = run(StructuredSparsity(**BRIEF))
-    by_hand, same = run_by_hand(StructuredSparsity(**BRIEF))
-    assert_same(decision, same)
-    assert all(torch.equal(one, other) for one, other in zip(tensors(model), tensors(by_hand), strict=True))
-
-
 def test_the_log_says_when_penalty_and_budget_do_not_fit(caplog):
     with caplog.at_level(logging.WARNING):
         attach(StructuredSparsity(penalty=0.01, unit="absolute"), model_with(ROWS), remove=0.5).finish()
@@ -228,28 +210,9 @@ def test_the_log_says_when_penalty_and_budget_do_not_fit(caplog):
     assert not caplog.text
 
 
-def test_with_nothing_to_remove_finishing_touches_nothing():
-    model = small_net()
-    before = copy.deepcopy(tensors(model))
-    assert StructuredSparsity().attach(problem_of(model, remove=0.0)).finish().plan.removed_count == 0
-    assert all(torch.equal(one, other) for one, other in zip(before, tensors(model), strict=True))
-
-
 def test_a_model_of_zeros_is_no_reason_for_scores_that_are_no_numbers():
     model = model_with(torch.zeros(4, 3, dtype=torch.float64))
     assert attach(StructuredSparsity(), model).finish().scores["0"].tolist() == [0.0] * 4
-
-
-def test_bad_runs_are_refused():
-    model = small_net()
-    attached = StructuredSparsity().attach(problem_of(model))
-    with pytest.raises(MethodError, match="structured_sparsity was given the state of 'soft_filter'"):
-        attached.load_state_dict({"method": "soft_filter"})
-    optimizer = torch.optim.SGD(model[3].parameters(), lr=0.1)
-    with pytest.raises(MethodError, match=r"'0\.weight'.*does not hold it"):
-        attached.after_backward(moment_of(model, optimizer=optimizer))
-    with pytest.raises(BudgetError, match="at most"):
-        StructuredSparsity().attach(problem_of(model, remove=0.99))
 
 
 @pytest.mark.parametrize(

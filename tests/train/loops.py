@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 import secateur as sc
 from secateur.catalogue import CATALOGUE
 from secateur.methods._attached import Attached, TrainingMethod
+from secateur.methods._attached_weights import TrainingWeightMethod
 from secateur.methods._problem import Decision, Problem
 from secateur.methods._scores import per_channel, plan_from_scores, producers
 from secateur.train import ClassificationTask, HuggingFaceCallback, LightningCallback, Moment, Recipe, fit
@@ -193,13 +194,46 @@ class Outcome:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
 
-def start(
-    method: ShrinkFilters | str, processes: int | None = None
-) -> tuple[Network, Shrinking, torch.optim.Optimizer]:
+@dataclass(frozen=True)
+class Dying:
+    """A method of the catalogue, by name, whose run dies after a step."""
+
+    method: str
+    kill_at: int
+
+
+def start(method: Any, processes: int | None = None) -> tuple[Network, Any, torch.optim.Optimizer]:
+    """Return a network with a method attached, by name or as an object, and an optimizer."""
     model = network(nn.BatchNorm2d if processes is None else FrozenNorm)
-    given = {"data": list(Batches()), "task": ClassificationTask()}
-    attached = sc.attach(model, IMAGES, method=method, budget=sc.Budget(remove=0.4), **given)
+    attached = attached_to(model, method.method if isinstance(method, Dying) else method)
+    if isinstance(method, Dying):
+        step_before = attached.after_step
+
+        def after_step(moment: Moment) -> None:
+            step_before(moment)
+            if moment.step == method.kill_at:
+                raise Killed
+
+        attached.after_step = after_step
     return model, attached, RECIPE.make_optimizer(model.parameters())
+
+
+def attached_to(model: Network, method: Any) -> Any:
+    made = CATALOGUE[method].make() if method in CATALOGUE else method
+    if method == HELD_ZEROS:
+        plan = sc.sparsify(model, budget=sc.Budget(0.4, "weights")).plan
+        plan.apply_(model)
+        return sc.HeldZeros(plan)
+    if isinstance(made, TrainingWeightMethod):
+        return sc.attach(model, method=method, budget=sc.Budget(0.4, "weights"))
+    given = {"data": list(Batches()), "task": ClassificationTask()}
+    return sc.attach(model, IMAGES, method=method, budget=sc.Budget(remove=0.4), **given)
+
+
+def plan_of(attached: Any) -> Any:
+    """Return what a run decided, as text and numbers."""
+    plan = attached.plan if isinstance(attached, sc.HeldZeros) else attached.finish().plan
+    return plan.to_json() if isinstance(plan, sc.Plan) else {name: mask.tolist() for name, mask in plan.kept.items()}
 
 
 def shuffled(processes: int) -> DataLoader:
@@ -213,14 +247,14 @@ def own_share(processes: int) -> DataLoader:
     return DataLoader(samples()[rank::processes], batch_size=8 // processes)
 
 
-def our_loop(method: ShrinkFilters | str, folder: Path, *, processes: int | None = None) -> Outcome:
+def our_loop(method: Any, folder: Path, *, processes: int | None = None) -> Outcome:
     model, attached, _ = start(method, processes)
     loader = list(Batches()) if processes is None else shuffled(processes)
     fit(model, loader, ClassificationTask(), RECIPE, attachments=[attached], checkpoint_dir=folder)
     return Outcome(attached, model.state_dict())
 
 
-def own_loop(method: ShrinkFilters | str, folder: Path, *, resume: bool = False) -> Outcome:
+def own_loop(method: Any, folder: Path, *, resume: bool = False) -> Outcome:
     model, attached, optimizer = start(method)
     step, path = 0, folder / "run.pt"
     if resume:
@@ -231,10 +265,11 @@ def own_loop(method: ShrinkFilters | str, folder: Path, *, resume: bool = False)
         step = saved["step"]
     for epoch in range(step // STEPS_PER_EPOCH, EPOCHS):
         for images, labels in Batches():
-            moment = Moment(model, optimizer, epoch, EPOCHS, step, optimizer.param_groups[0]["lr"])
+            lr = optimizer.param_groups[0]["lr"]
+            moment = Moment(model, optimizer, epoch, EPOCHS, step, lr, EPOCHS * STEPS_PER_EPOCH)
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(images), labels) + attached.extra_loss(moment)
-            loss.backward()
+            loss, extra = F.cross_entropy(model(images), labels), attached.extra_loss(moment)
+            (loss if extra is None else loss + extra).backward()
             attached.after_backward(moment)
             nn.utils.clip_grad_norm_(model.parameters(), RECIPE.clip_norm)
             optimizer.step()
@@ -277,7 +312,7 @@ def others_quiet() -> Iterator[None]:
 
 
 def lightning_loop(
-    method: ShrinkFilters | str, folder: Path, *, resume: bool = False, processes: int | None = None, **options: Any
+    method: Any, folder: Path, *, resume: bool = False, processes: int | None = None, **options: Any
 ) -> Outcome:
     with others_quiet():
         import lightning.pytorch as pl
@@ -299,7 +334,8 @@ def lightning_loop(
 
         saver = ModelCheckpoint(folder, save_last=True, every_n_train_steps=3, save_top_k=0)
         settings = {"max_epochs": EPOCHS, "gradient_clip_val": RECIPE.clip_norm, "callbacks": []} | options
-        settings["callbacks"] = [saver, LightningCallback(attached), *settings["callbacks"]]
+        named = None if hasattr(attached, "model") else model  # held zeros know no model, and the module is another
+        settings["callbacks"] = [saver, LightningCallback(attached, model=named), *settings["callbacks"]]
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         where = {"accelerator": "cpu", "devices": processes or 1, "strategy": "ddp" if processes == 2 else "auto"}
         where["use_distributed_sampler"] = False
@@ -310,7 +346,7 @@ def lightning_loop(
 
 
 def hugging_face_loop(
-    method: ShrinkFilters | str, folder: Path, *, resume: bool = False, processes: int | None = None, **options: Any
+    method: Any, folder: Path, *, resume: bool = False, processes: int | None = None, **options: Any
 ) -> Outcome:
     with others_quiet(), same_accelerate_after():
         from transformers import Trainer, TrainingArguments
@@ -334,5 +370,10 @@ def hugging_face_loop(
     return Outcome(attached, model.state_dict())
 
 
-TRAINING_METHODS = [name for name, row in CATALOGUE.items() if isinstance(row.make(), TrainingMethod)]
+HELD_ZEROS = "held_zeros"  # no method of the catalogue, and held to the same
+WEIGHT_METHODS = [
+    HELD_ZEROS,
+    *(name for name, row in CATALOGUE.items() if isinstance(row.make(), TrainingWeightMethod)),
+]
+TRAINING_METHODS = [name for name, row in CATALOGUE.items() if isinstance(row.make(), TrainingMethod)] + WEIGHT_METHODS
 LOOPS = {"ours": our_loop, "lightning": lightning_loop, "transformers": hugging_face_loop}

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .loops import LOOPS, TRAINING_METHODS, ShrinkFilters
+from .loops import LOOPS, TRAINING_METHODS, ShrinkFilters, plan_of
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -25,7 +25,7 @@ import json, os, sys
 from pathlib import Path
 import tests.conftest
 import torch
-from tests.train.loops import LOOPS, ShrinkFilters
+from tests.train.loops import LOOPS, ShrinkFilters, plan_of
 
 torch.set_num_threads(1)
 folder, name, through_activations = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
@@ -40,7 +40,7 @@ else:
     for method in name.split():
         outcome = LOOPS["ours"](method, Path(folder) / method, processes=2)
         weights = {name: weight.tolist() for name, weight in outcome.weights.items()}
-        report[method] = {"weights": weights, "plan": outcome.attached.finish().plan.to_json()}
+        report[method] = {"weights": weights, "plan": plan_of(outcome.attached)}
 with open(f"{folder}/{os.environ['RANK']}.json", "w") as file:
     json.dump(report, file)
 """
@@ -93,4 +93,4 @@ def test_every_method_of_the_catalogue_comes_to_one_plan_in_two_processes(tmp_pa
         alone = LOOPS["ours"](method, tmp_path / "alone" / method, processes=1)
         for name, weight in alone.weights.items():
             torch.testing.assert_close(torch.tensor(first[method]["weights"][name]), weight, rtol=1e-3, atol=1e-5)
-        assert first[method]["plan"] == alone.attached.finish().plan.to_json(), method
+        assert first[method]["plan"] == plan_of(alone.attached), method

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 
 import pytest
 import torch
@@ -11,12 +12,15 @@ from .loops import (
     EPOCHS,
     STEPS_PER_EPOCH,
     TRAINING_METHODS,
+    WEIGHT_METHODS,
+    Dying,
     Killed,
     ShrinkFilters,
     hugging_face_loop,
     lightning_loop,
     our_loop,
     own_loop,
+    plan_of,
 )
 
 torch.set_num_threads(1)
@@ -52,7 +56,28 @@ def test_every_method_of_the_catalogue_gives_the_plan_of_our_loop(loop, method, 
     ours, theirs = our_loop(method, tmp_path / "ours"), loop(method, tmp_path)
     for name, weight in ours.weights.items():
         torch.testing.assert_close(theirs.weights[name], weight, rtol=1e-3, atol=1e-5)
-    assert theirs.attached.finish().plan == ours.attached.finish().plan
+    assert plan_of(theirs.attached) == plan_of(ours.attached)
+
+
+@pytest.mark.parametrize("method", WEIGHT_METHODS)
+@pytest.mark.parametrize("loop", [pytest.param(our_loop, id="ours"), *OTHERS])
+def test_zeros_are_exact_in_every_loop(loop, method, tmp_path):
+    outcome = loop(method, tmp_path)
+    masks = {name: torch.tensor(kept) for name, kept in plan_of(outcome.attached).items()}
+    assert all(torch.equal(outcome.weights[name] != 0, kept) for name, kept in masks.items())
+    assert sum(int((~kept).sum()) for kept in masks.values()) == math.ceil(0.4 * (8 * 27 + 6 * 72 + 18))
+
+
+@pytest.mark.parametrize("method", WEIGHT_METHODS)
+@pytest.mark.parametrize("kill_at", [3, 4, 6])  # gradual pruning masks anew after each of the first six steps
+@pytest.mark.parametrize("loop", FRAMEWORKS)
+def test_a_killed_run_with_zeros_resumes_to_the_same_weights(loop, kill_at, method, tmp_path):
+    whole = loop(method, tmp_path / "whole")
+    with pytest.raises(Killed):
+        loop(Dying(method, kill_at), tmp_path / "killed")
+    resumed = loop(method, tmp_path / "killed", resume=True)
+    assert all(torch.equal(resumed.weights[name], weight) for name, weight in whole.weights.items())
+    assert plan_of(resumed.attached) == plan_of(whole.attached)
 
 
 @pytest.mark.parametrize("kill_at", [6, 7, 9])  # checkpoints are after steps 3, 6, 9 and 12, epochs of 4 steps

@@ -23,11 +23,8 @@ def trained(epochs, snapshots, schedule_epochs=4):
 
 
 def test_the_copy_of_an_epoch_is_what_training_up_to_it_gives():
-    kept = Snapshots((0, 2))
+    kept = Snapshots((2,))
     trained(4, kept)
-    torch.manual_seed(0)
-    start = nn.Linear(5, 3)
-    assert torch.equal(kept.states[0]["weight"], start.weight)
     assert torch.equal(kept.states[2]["weight"], trained(2, Snapshots(())).weight)
 
 
@@ -44,7 +41,7 @@ def test_a_resumed_run_still_has_it():
     assert torch.equal(again.states[1]["weight"], kept.states[1]["weight"])
 
 
-@pytest.mark.parametrize("epoch", [-1, 0.5, True, "1"])
+@pytest.mark.parametrize("epoch", [-1, 0, 0.5, True, "1"])
 def test_an_epoch_that_is_none_is_refused(epoch):
     with pytest.raises(TrainingError, match="whole number"):
         Snapshots((epoch,))

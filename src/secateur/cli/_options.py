@@ -19,7 +19,9 @@ Model = Annotated[
 Weights = Annotated[
     str | None,
     typer.Option(
-        "--weights", help="State dict as safetensors, or the folder that `secateur train` wrote.", metavar="PATH"
+        "--weights",
+        help="State dict as safetensors, or the folder that `secateur train`, prune or sparsify wrote.",
+        metavar="PATH",
     ),
 ]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Start from the library's trained weights.")]
@@ -79,6 +81,10 @@ RecipeChanges = Annotated[
     typer.Option("--with", help="Change a value of the recipe, e.g. lr=0.05; may be repeated.", metavar="KEY=VALUE"),
 ]
 Out = Annotated[str, typer.Option("--out", help="Folder to write; must not exist yet.", metavar="DIR")]
+OutOrNot = Annotated[
+    str | None, typer.Option("--out", help="Folder to write; must not exist yet. [nothing is written]", metavar="DIR")
+]
+Finetune = Annotated[int | None, typer.Option("--finetune", min=1, help="Train the result so many epochs.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; train and write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to standard error.")]

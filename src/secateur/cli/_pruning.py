@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,12 @@ from ..report.training import draw_training
 from ..source import Source
 from ..surgery.shrink import shrink
 from ..train import Recipe, Tracking, evaluate
+from ..train.attachment import Attachment
 from ._folder import new_folder
 
 log = logging.getLogger(__name__)
 COSTS = ("channels", "macs", "params", "bytes")
+COMMANDS = {"channels": "secateur prune", "weights": "secateur sparsify"}  # what a method removes -> who calls it
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,14 @@ class Request:
     made: Any = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        entry = find(self.method)
-        if {"data", "labels", "training"} & set(entry.needs) and self.source.data_name is None:
-            raise DataError(f"the method {self.method} reads {' and '.join(entry.needs)}: give --data.")
-        object.__setattr__(self, "made", _made(entry, self.settings))
+        object.__setattr__(self, "made", made_method(self.method, self.settings, self.source, removes="channels"))
+
+    @property
+    def finetune_tracking(self) -> Tracking | None:
+        """Where fine-tuning is shown: in a run of its own after a method that trains, whose epochs it has not."""
+        if self.tracking is None or not self.trains:
+            return self.tracking
+        return replace(self.tracking, run=f"{self.tracking.run}-finetune")
 
     @property
     def trains(self) -> bool:
@@ -71,15 +77,14 @@ class Request:
 
     def prune(self, model: nn.Module) -> PruneResult:
         """Prune; see `secateur.prune` for the errors."""
-        has_data = self.source.data is not None
-        data = self.source.loaders("pruning", self.batch_size, augment=False).train if has_data else None
+        data, task = data_and_task(self.source, self.batch_size)
         return prune_model(
             model,
             self.source.example(model),
             budget=self.budget,
             method=self.made,
             data=data,
-            task=self.source.task if has_data else None,
+            task=task,
             limits=self.limits,
             repair=self.repair,
             seed=self.source.seed,
@@ -92,11 +97,30 @@ def brief(method: str) -> dict[str, Any]:
     return dict(find(method).brief)
 
 
-def _made(entry: Any, settings: Mapping[str, Any]) -> Any:
+def made_method(name: str, settings: Mapping[str, Any], source: Source, *, removes: str) -> Any:
+    """Return the method with its settings.
+
+    Raises:
+        DataError: it reads data, and none was named.
+        MethodError: it removes something else, or a setting does not suit it.
+        UnknownName: no method of that name.
+    """
+    entry = find(name)
+    if entry.removes != removes:
+        raise MethodError(f"--method {name} removes {entry.removes}, not {removes}: call {COMMANDS[entry.removes]}.")
+    if {"data", "labels", "training"} & set(entry.needs) and source.data_name is None:
+        raise DataError(f"the method {name} reads {' and '.join(entry.needs)}: give --data.")
     try:
         return entry.make(**settings)
     except TypeError as error:
         raise MethodError(f"--set {dict(settings)} does not suit {entry.name}: {error}.") from error
+
+
+def data_and_task(source: Source, batch_size: int) -> tuple[Any, Any]:
+    """Return batches for a method and how to read them; None twice where no data was named."""
+    if source.data is None:
+        return None, None
+    return source.loaders("pruning", batch_size, augment=False).train, source.task
 
 
 def repairs(names: list[str] | None) -> tuple[str, ...] | None:
@@ -173,52 +197,60 @@ class Accuracies:
         return f"test {self.metric_name}: {', '.join(said)}"
 
 
+def stages(request: Request, model: nn.Module, result: PruneResult) -> dict[str, nn.Module]:
+    """Return the model before, as cut and repaired, as far as there is data to tell them apart."""
+    if request.source.data is None:
+        return {}
+    found = {"before": model, "as_cut": shrink(result.decision.model or model, result.graph, result.plan)}
+    return found if request.repair == () else found | {"repaired": result.model}
+
+
 def finish(
-    request: Request,
-    model: nn.Module,
-    result: PruneResult,
+    source: Source,
+    small: nn.Module,
     tuning: Recipe | None,
     *,
+    before: Mapping[str, nn.Module],
+    batch_size: int,
     folder: Path | None,
     progress: bool | None,
+    attachments: Sequence[Attachment] = (),
+    tracking: Tracking | None = None,
 ) -> tuple[nn.Module, Accuracies | None]:
     """Fine-tune if asked, and measure on the test part if there is data.
 
     Args:
-        request: what was asked.
-        model: the model before.
-        result: what pruning gave.
+        source: model and data.
+        small: what pruning gave.
         tuning: how to fine-tune; None = not.
+        before: the model's earlier stages, by their names in `Accuracies`.
+        batch_size: images in a batch.
         folder: where checkpoints go; None = nowhere.
         progress: False = no bars.
+        attachments: what takes part in the fine-tuning.
+        tracking: where to show it; None = nowhere.
     """
-    if request.source.data is None:
-        return result.model, None
-    loaders = request.source.loaders("fine-tuning", request.batch_size, augment=True)
+    if source.data is None:
+        return small, None
+    loaders = source.loaders("fine-tuning", batch_size, augment=True)
 
     def metric(of: nn.Module) -> float:
-        return evaluate(of, loaders.test, request.source.task, progress=progress)
+        return evaluate(of, loaders.test, source.task, progress=progress)
 
-    cut = shrink(result.decision.model or model, result.graph, result.plan)
-    found = {"before": metric(model), "as_cut": metric(cut)}
-    if request.repair != ():
-        found["repaired"] = metric(result.model)
-    small = result.model
+    found = {name: metric(stage) for name, stage in before.items()}
     if tuning is not None:
-        tracking = request.tracking
-        if tracking is not None and request.trains:
-            tracking = replace(tracking, run=f"{tracking.run}-finetune")  # the other run has epochs of its own
         small, _ = finetune(
             small,
             loaders.train,
-            request.source.task,
+            source.task,
             tuning,
+            attachments=attachments,
             checkpoint_dir=folder,
             progress=progress,
             tracking=tracking,
         )
         found["finetuned"] = metric(small)
-    return small, Accuracies(request.source.task.name, **found)
+    return small, Accuracies(source.task.name, **found)
 
 
 def save(small: nn.Module, result: PruneResult, facts: dict[str, Any], target: Path) -> None:
@@ -227,8 +259,18 @@ def save(small: nn.Module, result: PruneResult, facts: dict[str, Any], target: P
     Raises:
         StoreError: it cannot be written.
     """
-    check = facts["verification"]
-    details = {
+    with new_folder(target) as folder:
+        store.save(small, folder, details=details_of(facts))
+        result.plan.save(folder / "plan.json")
+        (folder / "result.json").write_text(json.dumps(facts, indent=1, default=str), encoding="utf-8")
+        if "history" in facts and result.decision.history is not None:
+            draw(result.decision.history, folder / "training.html")
+
+
+def details_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what goes into the record of a saved model."""
+    check = facts.get("verification")
+    return {
         "source": facts["model"],
         "method": facts["method"],
         "settings": facts["settings"],
@@ -236,12 +278,6 @@ def save(small: nn.Module, result: PruneResult, facts: dict[str, Any], target: P
         "verification_error": check["max_relative_error"] if check else None,
         "notes": {"result": "result.json"},
     }
-    with new_folder(target) as folder:
-        store.save(small, folder, details=details)
-        result.plan.save(folder / "plan.json")
-        (folder / "result.json").write_text(json.dumps(facts, indent=1, default=str), encoding="utf-8")
-        if "history" in facts and result.decision.history is not None:
-            draw(result.decision.history, folder / "training.html")
 
 
 def draw(history: History, path: Path) -> None:

@@ -12,6 +12,8 @@ from .groups import groups
 from .methods import methods
 from .prune import prune
 from .sensitivity import sensitivity
+from .sparsify import sparsify
+from .sparsify_language import sparsify_language
 from .train import train
 
 EPILOG = (
@@ -45,7 +47,7 @@ def _root(
     """Prune trained PyTorch networks, exactly, and say whether it was worth it."""
 
 
-for _command in (methods, groups, train, sensitivity, prune, bench):
+for _command in (methods, groups, train, sensitivity, prune, sparsify, sparsify_language, bench):
     app.command()(_command)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from ._options import (
     Data,
     Device,
     DryRun,
+    Finetune,
     HoldOut,
     InputShape,
     Json,
@@ -22,6 +23,7 @@ from ._options import (
     MinKeep,
     Model,
     Of,
+    OutOrNot,
     Pretrained,
     Protect,
     Quiet,
@@ -50,11 +52,6 @@ if TYPE_CHECKING:
     from ..prune import PruneResult
     from ..train import Recipe
     from ._pruning import Request
-
-OutOrNot = Annotated[
-    str | None, typer.Option("--out", help="Folder to write; must not exist yet. [nothing is written]", metavar="DIR")
-]
-Finetune = Annotated[int | None, typer.Option("--finetune", min=1, help="Train the smaller model so many epochs.")]
 
 
 def prune(
@@ -130,7 +127,7 @@ def _run(run: Session, request: Request, tuning: Recipe | None, target: Path | N
     else:
         text, facts = _complete(run, request, model, result, tuning, target, facts)
         run.result(text, facts)
-    if not result.plan.removed_count and request.budget.remove > 0:
+    if result.plan.is_empty and request.budget.remove > 0:
         raise typer.Exit(NOTHING_REMOVED)
 
 
@@ -143,11 +140,20 @@ def _complete(
     target: Path | None,
     facts: dict[str, Any],
 ) -> tuple[str, dict[str, Any]]:
-    from ._pruning import checkpoints_beside, finish, save
+    from ._pruning import checkpoints_beside, finish, save, stages
 
     lines = [str(result)]
     with checkpoints_beside(target) as folder:
-        small, found = finish(request, model, result, tuning, folder=folder, progress=run.progress)
+        small, found = finish(
+            request.source,
+            result.model,
+            tuning,
+            before=stages(request, model, result),
+            batch_size=request.batch_size,
+            folder=folder,
+            progress=run.progress,
+            tracking=request.finetune_tracking,
+        )
         facts = facts | {
             "data": request.source.data_name,
             "test": found and asdict(found),

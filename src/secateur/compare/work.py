@@ -142,12 +142,19 @@ class _Work:
         if self.model_part.weights is not None:
             model.load_state_dict(load_file(Path(self.model_part.weights).expanduser()))
         else:
-            kept = Snapshots(epochs=(self._rewind_epoch(),))
-            found = self._train(model, self.base_recipe, [kept])
-            save_file(_contiguous(kept.states[self._rewind_epoch()]), self.folder / REWIND)
+            found = self._train_dense(model)
         save_file(_contiguous(model.state_dict()), self.folder / MODEL)
         costs = asdict(graph.costs())
         return found | {"metric": self._test(model), "costs": costs, "train_macs": found["epochs"] * costs["macs"]}
+
+    def _train_dense(self, model: nn.Module) -> dict[str, Any]:
+        """Train, and keep the weights that rewinding goes back to."""
+        epoch = self._rewind_epoch()
+        start = _contiguous(model.state_dict())
+        kept = Snapshots(epochs=(epoch,) if epoch else ())
+        found = self._train(model, self.base_recipe, [kept])
+        save_file(_contiguous(kept.states[epoch]) if epoch else start, self.folder / REWIND)
+        return found
 
     def cut(self) -> dict[str, Any]:
         dense = self._dense_model()

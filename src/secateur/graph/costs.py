@@ -7,6 +7,7 @@ small matrix products, and search loops never run the model.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import torch
 from ..budget import MEASURES
 from ..errors import BudgetError, PlanError
 from ..plan import Plan
+from .branches import names_inside, tensors_inside
 from .labels import axes, compact
 from .rules.contraction import factors_of
 from .walk import buffers_of, parameters_of
@@ -55,10 +57,12 @@ class _Products:
     def __init__(self) -> None:
         self.constants: list[float] = []
         self.terms: list[list[int]] = []
+        self.owners: list[Hashable] = []
 
-    def add(self, constant: float, factors: list[int]) -> None:
+    def add(self, constant: float, factors: list[int], owner: Hashable) -> None:
         self.constants.append(constant)
         self.terms.append(factors)
+        self.owners.append(owner)
 
     def ready(self) -> None:
         width = max((len(t) for t in self.terms), default=0)
@@ -67,8 +71,11 @@ class _Products:
             len(self.terms), width
         )
 
-    def value(self, sizes: Array) -> float:
-        return float(self.weights @ sizes[self.index].prod(axis=1)) if len(self.weights) else 0.0
+    def value(self, sizes: Array, gone: Array | None = None) -> float:
+        if not len(self.weights):
+            return 0.0
+        weights = self.weights if gone is None else np.where(gone, 0.0, self.weights)
+        return float(weights @ sizes[self.index].prod(axis=1))
 
 
 class CostModel:
@@ -80,6 +87,8 @@ class CostModel:
             (1.0, {})
         ]  # axis size = constant + sum count * kept; 0 is "1"
         self.macs, self.params, self.bytes = _Products(), _Products(), _Products()
+        self._graph: ChannelGraph | None = None
+        self._gone: dict[tuple[str, ...], dict[str, Array]] = {}
 
     @classmethod
     def of(cls, graph: ChannelGraph) -> CostModel:
@@ -88,6 +97,7 @@ class CostModel:
         group_of = np.full(int(graph.component.max(initial=0)) + 1, -1)
         for k, group in enumerate(graph.groups.values()):
             group_of[group.channels] = k
+        model._graph = graph
         seen: dict[tuple[int, tuple[int, ...], tuple[int, ...]], int] = {}
 
         def form(layer: Any) -> int:
@@ -97,7 +107,7 @@ class CostModel:
             return seen[key]
 
         for contraction in graph.labels.contractions:
-            model.macs.add(contraction.constant, [form(f) for f in contraction.factors])
+            model.macs.add(contraction.constant, [form(f) for f in contraction.factors], contraction.op)
         model._state(graph, form)
         model._ready()
         return model
@@ -116,8 +126,8 @@ class CostModel:
                 layers, constant = factors_of(_coarse(free, graph.component), shape)
                 factors = [form(layer) for layer in layers]
             if is_parameter:
-                self.params.add(constant, factors)
-            self.bytes.add(constant * item_bytes, factors)
+                self.params.add(constant, factors, name)
+            self.bytes.add(constant * item_bytes, factors, name)
 
     @staticmethod
     def _is_free(graph: ChannelGraph, layer: Any) -> bool:
@@ -152,18 +162,41 @@ class CostModel:
             counts[k] = len(kept)
         return counts
 
-    def value(self, what: str, counts: Array) -> float:
-        """Return one cost ("channels", "macs", "params", "bytes") for (groups,) kept counts."""
+    def value(self, what: str, counts: Array, removed_branches: Iterable[str] = ()) -> float:
+        """Return one cost ("channels", "macs", "params", "bytes") for (groups,) kept counts, without some branches."""
+        gone = self._without(tuple(removed_branches))
         if what == "channels":
-            return float(counts.sum())
+            return float(counts.sum() if gone is None else counts[~gone[what]].sum())
         sizes = self.constant + self.matrix @ counts
         products: _Products = getattr(self, what)
-        return products.value(sizes)
+        return products.value(sizes, None if gone is None else gone[what])
+
+    def _without(self, branches: tuple[str, ...]) -> dict[str, Array] | None:
+        """Return which groups and which terms of each sum go with these branches; None = none."""
+        if not branches or self._graph is None:
+            return None
+        if branches not in self._gone:
+            self._gone[branches] = self._terms_of(self._graph, branches)
+        return self._gone[branches]
+
+    def _terms_of(self, graph: ChannelGraph, branches: tuple[str, ...]) -> dict[str, Array]:
+        known = [graph.branches[name] for name in branches]
+        modules = {path for branch in known for path in branch.modules}
+        ops = {index for branch in known for index in branch.ops}
+        tensors = tensors_inside(graph, modules)
+        groups = [all(names_inside([m.module], modules) for m in group.members) for group in graph.groups.values()]
+        gone: dict[str, Array] = {"channels": np.array(groups, dtype=bool)}
+        kinds: list[tuple[str, Collection[Any]]] = [("macs", ops), ("params", tensors), ("bytes", tensors)]
+        for what, owners in kinds:
+            products: _Products = getattr(self, what)
+            gone[what] = np.array([owner in owners for owner in products.owners], dtype=bool)
+        return gone
 
     def __call__(self, plan: Plan | None = None) -> Costs:
         """Return the costs of a plan; without one, of the whole model."""
         counts = self.counts(plan)
-        return Costs(*(round(self.value(what, counts)) for what in MEASURES))
+        branches = plan.removed_branches if plan is not None else ()
+        return Costs(*(round(self.value(what, counts, branches)) for what in MEASURES))
 
 
 def _coarse(layers: list[Any], component: Array) -> list[Any]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import PlanError, TraceError, UnknownName, UnsupportedOp, did_you_mean
 from ..plan import Plan
+from .branches import Branch, branches_of
 from .costs import CostModel, element_sizes
 from .labels import FROZEN, Labels, axes, compact
 from .rules import RULES
@@ -23,6 +24,7 @@ from .rules.attention import keep_heads_whole
 from .rules.convolution import kernel_axes
 from .rules.pointwise import meeting
 from .rules.recurrent import tie_recurrent
+from .select import index_names
 from .tape import Op, Tape, record
 from .walk import modules_of, state_of
 
@@ -93,6 +95,8 @@ class ChannelGraph:
         tape: what was recorded.
         places: every labelled axis of every parameter and buffer, also of those that cannot be cut.
         rigid: name of each group that the model's code cannot narrow -> why; see `secateur.surgery.feasible`.
+        selections: paths of the norms and layers at which the graph has a channel selection that the model lacks; None
+            = it was not asked for any, see `secateur.surgery.selection.with_selections`.
     """
 
     groups: dict[str, ChannelGroup]
@@ -108,11 +112,27 @@ class ChannelGraph:
     example: tuple[tuple[Any, ...], dict[str, Any]] = field(repr=False)
     places: tuple[Member, ...] = field(repr=False)
     rigid: dict[str, str] = field(default_factory=dict)  # groups left whole because the model's code cannot narrow them
+    selections: tuple[str, ...] | None = None
 
     @cached_property
     def costs(self) -> CostModel:
         """MACs, parameters and bytes of any plan, in closed form."""
         return CostModel.of(self)
+
+    @cached_property
+    def branches(self) -> dict[str, Branch]:
+        """Residual branches by name, in the order in which they are added, also those that cannot be removed."""
+        return branches_of(self)
+
+    @cached_property
+    def selecting(self) -> dict[str, str]:
+        """Name of each group that a `ChannelSelect` passes on -> path of the norm or layer that it stands at."""
+        index = {m.tensor: name for name, group in self.groups.items() for m in group.members}
+        found = {
+            index[tensor]: tensor.rpartition(".")[0].rpartition(".")[0]
+            for tensor in self.labels.selecting & index.keys()
+        }
+        return {name: found[name] for name in self.groups if name in found}
 
     @property
     def widths(self) -> dict[str, int]:
@@ -136,7 +156,9 @@ class ChannelGraph:
         return explain(self, one, other)
 
     def check(self, plan: Plan) -> None:
-        """Raise `PlanError` if the plan names a group that this graph lacks, or one of another width."""
+        """Raise `PlanError` if the plan names what this graph lacks, a group of another width, or what has to stay."""
+        for name in plan.removed_branches:
+            self._check_branch(name)
         for name in plan:
             group = self.groups.get(name)
             if name in self.rigid and plan.removed(name):
@@ -150,6 +172,15 @@ class ChannelGraph:
                     f"the plan is of another model: its group {name!r} has {plan.widths[name]} channels, "
                     f"this model's has {group.width}."
                 )
+
+    def _check_branch(self, name: str) -> None:
+        branch = self.branches.get(name)
+        if branch is None:
+            near = did_you_mean(name, self.branches)
+            hint = f"; nearest: {', '.join(near)}" if near else f"; it has {len(self.branches)}"
+            raise PlanError(f"the plan removes a residual branch {name!r}, and this model has none of that name{hint}.")
+        if branch.obstacle:
+            raise PlanError(f"the residual branch {name!r} cannot be removed: {branch.obstacle}. Take it off the plan.")
 
     def alive(self, plan: Plan) -> Array:
         """Return a bool array over components: True = stays."""
@@ -249,6 +280,7 @@ def analyse(
         aliases[name] = first.setdefault(id(tensor), name)
     modules = modules_of(model)
     labels.kernel = kernel_axes(modules, tape.state, {name: len(shape) for name, shape in shapes.items()})
+    labels.selecting = index_names(modules)
     labels.recurrent = {path for path, m in modules.items() if isinstance(m, (nn.RNNBase, nn.RNNCellBase))}
     op_layers = [step(labels, op, strict=strict) for op in tape.ops]
     labels.op = None
@@ -396,6 +428,7 @@ def _groups(
     for numbers, own in zip(channels, members, strict=True):
         # what no parameter makes (columns of a constant table) is an input of the model, not a channel
         is_made = any(is_parameter.get(m.tensor, False) and m.role != "in" for m in own)
+        is_made = is_made or any(m.tensor in labels.selecting for m in own)
         if len(numbers) > 1 and is_made:
             name = _name(own, result)
             result[name] = ChannelGroup(name, numbers, tuple(own), bool(added[numbers].any()))

@@ -192,6 +192,7 @@ class Labels:
         self.tie_ops: list[int] = []
         self.grids: list[tuple[Tensor, int]] = []
         self.static: set[int] = set(state)  # tensors that do not depend on the input
+        self.selecting: set[str] = set()  # buffers by which channels are selected
         self.recurrent: set[str] = set()  # paths of recurrent modules, whose gates add up without being a stream
         self.added: list[Tensor] = []  # channels of activations that are added up
         self.statistics: list[Statistic] = []

@@ -198,7 +198,7 @@ def _product(
 
     def numbers(found: list[Tensor], rank: int) -> tuple[Array, ...]:
         axis = 1 if is_convolution else rank - (2 if is_weight_first else 1)
-        lines = [graph.component[compact(k).reshape(-1).numpy()] for k in found if axes(k) == {axis}]
+        lines = [line for k in found if (line := _line(graph.component, k, axis)) is not None]
         return tuple(np.tile(line, (groups, 1)) if is_stack else line.reshape(groups, -1) for line in lines)
 
     bias = op.args[2] if is_convolution else op.args[0] if op.name in ("addmm", "_addmm_activation") else None
@@ -206,6 +206,18 @@ def _product(
     columns = numbers(layers.get(source.number, []), len(source.shape))
     outputs = numbers(made, len(op.out.shape))
     return Product(site, op, op.module, name, source, weight, groups, is_weight_first, columns, outputs)
+
+
+def _line(component: Array, layer: Tensor, axis: int) -> Array | None:
+    """Return the channel number of each place of one axis; None if it is not this axis alone that tells channels apart.
+
+    A layer of a flat vector that was reshaped into a map varies along every axis; its channels may not.
+    """
+    if axis not in axes(layer):
+        return None
+    numbers: Array = np.moveaxis(component[compact(layer).numpy()], axis, 0).reshape(layer.shape[axis], -1)
+    first = numbers[:, 0]
+    return first if (numbers == first[:, None]).all() else None
 
 
 def readers(graph: ChannelGraph, group: ChannelGroup, among: Iterable[Product] | None = None) -> list[Product]:

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.benchmark import Timer
@@ -139,24 +141,48 @@ def compare(
     >>> compare(wide, narrow, torch.zeros(32, 256), threads=1, min_run_time_s=0.01).before.batch
     32
     """
+    (first, second), rounds_ms = in_turns(
+        (before, after), args, threads=threads, kwargs=kwargs, min_run_time_s=min_run_time_s
+    )
+    speed_up, speed_up_iqr = _median_and_iqr(rounds_ms[:, 0] / rounds_ms[:, 1])
+    return Comparison(first, second, speed_up, speed_up_iqr)
+
+
+def in_turns(
+    models: Sequence[nn.Module],
+    args: Any,
+    *,
+    threads: int,
+    kwargs: Mapping[str, Any] | None = None,
+    min_run_time_s: float = 1.0,
+) -> tuple[list[Latency], NDArray[np.float64]]:
+    """Time several models in turns, so that a machine that slows down slows down all; see `compare`.
+
+    Returns:
+        The latency of each, and (rounds, models) the time of one call in every round, in milliseconds.
+
+    Raises:
+        ValueError: `threads` or `min_run_time_s` is not positive.
+    """
     _check(threads, min_run_time_s)
     positional, named = as_call(args, kwargs)
-    models = (before, after)
-    with evaluating(before), evaluating(after):
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluating(model))
         timers = [_timer(model, positional, named, threads) for model in models]
         counts = [_calls_per_block(timer, min_run_time_s / ROUNDS) for timer in timers]
         rounds: list[list[float]] = []
-        spent_s = np.zeros(2)
+        spent_s = np.zeros(len(timers))
         while len(rounds) < FEWEST_ROUNDS or spent_s.min() < min_run_time_s:
             per_call_s = [timer.timeit(count).mean for timer, count in zip(timers, counts, strict=True)]
             rounds.append(per_call_s)
             spent_s += np.multiply(per_call_s, counts)
-    times_ms = np.asarray(rounds) * 1e3  # (rounds, 2)
-    first, second = (
-        _latency(times_ms[:, i], counts[i] * len(rounds), threads, models[i], (positional, named)) for i in (0, 1)
-    )
-    speed_up, speed_up_iqr = _median_and_iqr(times_ms[:, 0] / times_ms[:, 1])
-    return Comparison(first, second, speed_up, speed_up_iqr)
+    rounds_ms = np.asarray(rounds) * 1e3
+    found = [
+        _latency(rounds_ms[:, i], counts[i] * len(rounds), threads, model, (positional, named))
+        for i, model in enumerate(models)
+    ]
+    return found, rounds_ms
 
 
 def _check(threads: int, min_run_time_s: float) -> None:

@@ -60,6 +60,9 @@ class TrainingMethod(Protocol):
     def attach(self, problem: Problem) -> Attached:
         """Return an attachment for one training run of `problem.model`."""
 
+    def decide(self, problem: Problem) -> Decision:
+        """Train a copy by `recipe` and decide which channels stay."""
+
 
 def train_and_decide(name: str, method: TrainingMethod, problem: Problem) -> Decision:
     """Train a copy of the problem's model with a method attached, by our own loop, and return its decision.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,11 +24,15 @@ class Standing:
         kept: group -> channels that a cut to the budget would leave at this moment; other groups stay whole. Empty if
             only a pass over data would tell.
         out: group -> channels that training has taken out by now: at zero, masked, removed, or merged into others.
+        cut_branches: residual branches that such a cut would remove.
+        out_branches: residual branches that training has taken out by now.
     """
 
     scores: Mapping[str, Tensor]
     kept: Mapping[str, int]
     out: Mapping[str, int]
+    cut_branches: tuple[str, ...] = ()
+    out_branches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,10 @@ class EpochView:
             {name: scores.detach().float().cpu().clone() for name, scores in standing.scores.items()},
             dict(standing.kept),
             live,
-            costs_of_widths(graph, standing.kept) if standing.kept else None,
-            costs_of_widths(graph, live),
+            costs_of_widths(graph, standing.kept, standing.cut_branches)
+            if standing.kept or standing.cut_branches
+            else None,
+            costs_of_widths(graph, live, standing.out_branches),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,8 +108,8 @@ class History:
         }
 
 
-def costs_of_widths(graph: ChannelGraph, widths: Mapping[str, int]) -> Costs:
-    """Return what a model costs with groups this wide; others stay whole.
+def costs_of_widths(graph: ChannelGraph, widths: Mapping[str, int], without: Iterable[str] = ()) -> Costs:
+    """Return what a model costs with groups this wide, others whole, and without some residual branches.
 
     >>> import torch, secateur as sc
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -112,4 +118,4 @@ def costs_of_widths(graph: ChannelGraph, widths: Mapping[str, int]) -> Costs:
     """
     whole = dict(zip(graph.costs.names, graph.costs.widths.tolist(), strict=True))
     counts = np.array(list((whole | dict(widths)).values()))
-    return Costs(*(round(graph.costs.value(what, counts)) for what in MEASURES))
+    return Costs(*(round(graph.costs.value(what, counts, without)) for what in MEASURES))

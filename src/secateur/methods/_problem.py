@@ -71,6 +71,8 @@ class Problem:
         """
         protected = self.graph.touching(self.limits.protect)
         least = max(self.limits.min_keep + 1, self.limits.round_to)
+        if self.graph.selections is None:  # selections that a model has are for methods that ask for them
+            protected |= self.graph.selecting.keys()
         names = [n for n, g in self.graph.groups.items() if n not in protected and g.width >= least]
         if not names:
             raise NothingToPrune(
@@ -121,6 +123,20 @@ class Decision:
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
     is_refitted: bool = False
     history: History | None = None
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A method that wants the problem posed in another way, such as on a graph with channel selections."""
+
+    def prepare(self, problem: Problem) -> Problem:
+        """Return the problem that the method's plans are for; a prepared one as it is."""
+        ...
+
+
+def prepared(method: object, problem: Problem) -> Problem:
+    """Return a problem as a method wants it."""
+    return method.prepare(problem) if isinstance(method, Preparing) else problem
 
 
 @runtime_checkable

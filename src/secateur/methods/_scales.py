@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -13,16 +13,19 @@ from torch import Tensor, nn
 from ..errors import MethodError
 from ..graph.groups import ChannelGroup
 from ..graph.norms import Flow, Norm
+from ..graph.select import SELECT
 from ..graph.walk import parameters_of
 from ..plan import Plan
 from ..recovery.fold import fold_constants
 from ..surgery.mask import mask
+from ..surgery.selection import selected
 from ..train.attachment import Moment
 from ._attached import Attached, counts_now
 from ._filters import positions_in
 from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_scores
+from ._taking_part import check_settings, own_state, settings_of
 
 log = logging.getLogger(__name__)
 SMALL = 1e-3  # of the largest scale: below this a penalty has done its work. Ours; it decides over messages only.
@@ -52,7 +55,9 @@ class Scales:
             MethodError: no group has one, or one is frozen.
         """
         graph, flow, parameters = problem.graph, Flow(problem.graph), parameters_of(problem.model, shared=True)
-        found = {name: scaling(flow, graph.groups[name]) for name in groups}
+        behind = {norm.gain.rpartition(".")[0]: norm for norm in flow.norms}
+        chosen = {name: behind[path] for name, path in graph.selecting.items() if path in behind}
+        found = {n: [chosen[n]] if n in chosen else scaling(flow, graph.groups[n]) for n in groups}
         norms = {name: own for name, every in found.items() if (own := [n for n in every if n.gain in parameters])}
         if not norms:
             names = ", ".join(list(found)[:4])
@@ -72,6 +77,9 @@ class Scales:
         starts = dict(zip(gains, _starts(gains.values()), strict=True))
         places = {}
         for name, own in norms.items():
+            if name in chosen:
+                places[name] = starts[own[0].gain] + _selected_by(problem, name)
+                continue
             group, once = graph.groups[name], dict.fromkeys(norm.gain for norm in own)
             axis = {member.tensor: member.axis for member in group.members}
             parts = [positions_in(graph, group, gain, axis[gain]) + starts[gain] for gain in once]
@@ -98,6 +106,14 @@ class Scales:
         for name, index in self.places.items():
             flat[index] = values[name].double().reshape(-1, 1).expand_as(index)
         return [part.view(shape) for part, shape in zip(flat.split(sizes), self.shapes, strict=True)]
+
+
+def _selected_by(problem: Problem, name: str) -> Tensor:
+    """Return (width, 1) which element of the norm's gain scales each channel of a selection."""
+    graph, path = problem.graph, problem.graph.selecting[name]
+    index = f"{path}.{SELECT}.index"
+    where = positions_in(graph, graph.groups[name], index, 0)
+    return selected(problem.model, path, graph.shapes[index][0]).cpu()[where]
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -234,7 +250,7 @@ class ScaleRun(Attached):
 
     def state_dict(self) -> dict[str, Any]:
         """Return whose state it is; the gains themselves are the model's."""
-        return {"method": self.name, "settings": self._settings()}
+        return {"method": self.name, "settings": settings_of(self.method)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make sure that the run that is taken up is one of this method, with these settings.
@@ -242,18 +258,7 @@ class ScaleRun(Attached):
         Raises:
             MethodError: it is another.
         """
-        if state.get("method") != self.name:
-            raise MethodError(f"{self.name} cannot go on from the state of {state.get('method', 'another method')!r}.")
-        there, here = state["settings"], self._settings()
-        if differing := [key for key in here if here[key] != there.get(key)]:
-            key = differing[0]
-            raise MethodError(
-                f"{self.name} cannot go on from a run with {key}={there.get(key)}: this one has {key}={here[key]}."
-            )
-
-    def _settings(self) -> dict[str, str]:
-        every: Any = self.method
-        return {each.name: repr(getattr(every, each.name)) for each in fields(every) if each.name != "recipe"}
+        check_settings(self.name, own_state(state, self.name)["settings"], settings_of(self.method))
 
 
 def folded(decision: Decision, problem: Problem) -> Decision:

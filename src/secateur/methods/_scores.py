@@ -154,11 +154,15 @@ def _made_by(graph: ChannelGraph, path: str) -> set[str]:
 
 
 def l1_norms(problem: Problem, name: str) -> Tensor:
-    """Return (width,) the sum of absolute weights of what makes each channel of a group."""
+    """Return (width,) the sum of absolute weights of what makes each channel of a group.
+
+    Of a channel selection, which makes none, it is the sum over what reads the channel there.
+    """
     graph, total = problem.graph, torch.zeros(problem.graph.groups[name].width, dtype=torch.float64)
-    for member in producers(graph, graph.groups[name]):
+    group = graph.groups[name]
+    for member in [m for m in group.members if m.role == "in"] if name in graph.selecting else producers(graph, group):
         weight = problem.model.get_parameter(member.tensor)
-        total += per_channel(graph, graph.groups[name], member, weight, absolute=True)
+        total += per_channel(graph, group, member, weight, absolute=True)
     return total
 
 

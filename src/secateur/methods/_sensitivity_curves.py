@@ -15,6 +15,7 @@ from torch import Tensor, from_numpy
 
 from ..budget import Budget, Limits, meet
 from ..errors import MethodError, StoreError
+from ..files import replacing
 from ..graph.groups import ChannelGraph
 
 Array = np.ndarray[Any, Any]
@@ -206,13 +207,8 @@ class SensitivityCurves:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the curves as JSON; an existing file is replaced in one step."""
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
+        with replacing(path) as partial:
             partial.write_text(self.to_json(), encoding="utf-8")
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SensitivityCurves:

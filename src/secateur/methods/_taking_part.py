@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from ..errors import MethodError
@@ -40,3 +41,21 @@ def check_optimizer(method: str, moment: Moment, names: Iterable[str]) -> None:
                 f"{method} works on {name!r}, and the {type(moment.optimizer).__name__} of this run does not hold it: "
                 "make the optimizer from all parameters of the model that was attached, or freeze this one."
             )
+
+
+def settings_of(method: Any) -> dict[str, str]:
+    """Return the hyper-parameters of a method as text, for a state; not its recipe, which the loop checks."""
+    return {each.name: repr(getattr(method, each.name)) for each in fields(method) if each.name != "recipe"}
+
+
+def check_settings(method: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Check that a run that is taken up had the same settings.
+
+    Raises:
+        MethodError: one differs.
+    """
+    if differing := [key for key in here if here[key] != there.get(key)]:
+        key = differing[0]
+        raise MethodError(
+            f"{method} cannot go on from a run with {key}={there.get(key)}: this one has {key}={here[key]}."
+        )

@@ -23,9 +23,12 @@ from ..train.task import Task
 from ..train.tracking import Tracking
 from ._problem import Problem
 from ._sensitivity_measure import clone
+from ._weights import WeightProblem
+
+AnyProblem = Problem | WeightProblem
 
 
-def training_data(problem: Problem, method: str) -> tuple[Iterable[Any], Task]:
+def training_data(problem: AnyProblem, method: str) -> tuple[Iterable[Any], Task]:
     """Return data and task, which `method` reads several times.
 
     Raises:
@@ -48,7 +51,7 @@ def training_data(problem: Problem, method: str) -> tuple[Iterable[Any], Task]:
 def train_(
     method: str,
     model: nn.Module,
-    problem: Problem,
+    problem: AnyProblem,
     recipe: Recipe,
     attachments: Sequence[Attachment] = (),
     *,
@@ -75,7 +78,7 @@ def train_(
 
 
 @contextmanager
-def blamed(method: str, problem: Problem) -> Iterator[None]:
+def blamed(method: str, problem: AnyProblem) -> Iterator[None]:
     """Turn what goes wrong in training into a `MethodError` that names the method and, where it can, the layer."""
     try:
         yield
@@ -89,7 +92,7 @@ def blamed(method: str, problem: Problem) -> Iterator[None]:
         ) from error
 
 
-def _first_bad_layer(problem: Problem) -> str:
+def _first_bad_layer(problem: AnyProblem) -> str:
     """Say in which module of the model as given the first value that is not finite appears; empty if nowhere."""
     model, found = clone(problem.model).eval(), list[str]()
 

@@ -62,6 +62,15 @@ def choose(problem: WeightProblem, weights: Sequence[Weight], scores: Mapping[st
     return WeightPlan({w.name: pick(w, scores[w.name], counts[w.name]) for w in weights})
 
 
+def zeros_lowest(weight: Tensor, scores: Tensor) -> Tensor:
+    """Return scores >= 0 with -1 for weights that are zero already, so that they go before any other.
+
+    >>> zeros_lowest(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 0.0])).tolist()
+    [-1.0, 0.0]
+    """
+    return scores.masked_fill(weight.detach() == 0, -1.0)
+
+
 def layer_counts(weights: Sequence[Weight], count: int, scope: Scope) -> dict[str, int]:
     """Return how many weights each parameter loses, `count` in all.
 

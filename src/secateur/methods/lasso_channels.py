@@ -25,9 +25,13 @@ Where we differ, and why:
   round with a part of the channels that go, on the weights that the round before left.
 - Channels that the path never takes up, since they add nothing (dead ones, copies of others), are told apart by their
   energy, then by index.
-- Where a reader's result is added to a shortcut, its target makes up for what the shortcut lost (section 3.3). The
-  sampler in front of a block's first convolution is left out: that would keep the stream whole but make its readers
-  gather channels, which no runtime does for free.
+- Where a reader's result is added to a shortcut, its target makes up for what the shortcut lost (section 3.3).
+- ``sampler=True`` puts the paper's channel sampler (section 3.3), a `ChannelSelect`, in front of the first layer of
+  each residual branch: its input channels are chosen and its weights re-fitted like any other's, and the stream stays
+  whole. The same goes for branches that normalise first and for the linear layers of transformers. What projects a
+  shortcut and the classifier read their streams whole. The paper samples in residual networks; here it is off unless
+  asked for, since to gather channels costs memory traffic in every block that no count of MACs shows, and since without
+  it all methods are compared on the same layers.
 - Several layers that read one group are weighted by the energy of their outputs; each is then re-fitted.
 - A small ridge pulls the re-fit towards the weights as they were, so that directions without data keep them.
 - The paper's shares (shallow stages pruned harder, 1 : 1.5, conv5 whole) are for VGG-16; give them as `allocation`.
@@ -36,12 +40,13 @@ Where we differ, and why:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import MethodError
 from ..graph.products import Product
 from ..recovery.moments import Sampling
 from ..recovery.refit import Refit, Refitting
+from ..surgery.selection import with_selections
 from ._lasso import lasso_support
 from ._layerwise import LayerWise, summed
 from ._problem import Decision, Problem
@@ -60,7 +65,9 @@ class LassoChannels:
         restores_sums: targets behind a shortcut make up for what it lost (section 3.3).
         allocation: "uniform", "sensitivity" or {module path: relative fraction}. The choice is made layer by layer, so
             that no ranking over all layers exists.
-        residual: "skip" (the paper, without its sampler), "projection" or "prune": what happens to residual streams.
+        residual: "skip" (the paper), "projection" or "prune": what happens to residual streams.
+        sampler: with ``residual="skip"``, let the first layers of residual branches read some channels of their stream
+            only (section 3.3).
 
     Raises:
         MethodError: a setting makes no sense.
@@ -73,6 +80,7 @@ class LassoChannels:
     restores_sums: bool = True
     allocation: Allocation = "uniform"
     residual: str = "skip"
+    sampler: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
@@ -82,6 +90,15 @@ class LassoChannels:
     def _refit(self, seed: int) -> Refit:
         sampling = Sampling(self.rows_per_sample, self.max_samples, seed)
         return Refit(self.ridge, sampling=sampling, restores_sums=self.restores_sums)
+
+    def prepare(self, problem: Problem) -> Problem:
+        """Pose the problem on a graph with a channel sampler in front of the first layer of each residual branch.
+
+        `prune` and `prune_iteratively` do. A problem without stays one without.
+        """
+        if not self.sampler or self.residual != "skip":
+            return problem
+        return replace(problem, graph=with_selections(problem.model, problem.graph, before_layers=True))
 
     def decide(self, problem: Problem) -> Decision:
         """Choose and re-fit, group by group, front to back.

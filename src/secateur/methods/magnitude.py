@@ -18,7 +18,8 @@ Where we differ, and why:
 
 - Han chooses q_l by hand; here the one factor that all layers share, times `quality`, is found so that the budget is
   met exactly, which makes scores |w| / (quality_l * std(W_l)) ranked over all layers.
-- Han retrains with L2 and a smaller dropout after each round; that is fine-tuning, see `secateur.finetune`.
+- Han removes and retrains in several rounds; here one round is left to `secateur.finetune`, several are
+  ``LotteryTicket(retrain="finetune")``. Dropout stays as it is, where Han makes it smaller with each round.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ Where we differ, and why:
   into the next layers first, as `fold_constants` does; ``fold=False`` does as the paper. With a training loop of your
   own, fold before you cut.
 - Residual streams keep their width, and the factors of what is added to them are neither penalised nor ranked, as in
-  the authors' code for networks that normalise before they add. ``residual="prune"`` penalises and cuts them together.
-  The paper's selection layer, which lets every block of a pre-activation network read some channels of a stream that
-  stays whole, would add an operation and is left out.
+  the authors' code for networks that normalise before they add. There, and in dense blocks, a `ChannelSelect` behind
+  each normalisation passes on what the next layers still read of the stream, as in the paper; its index is a buffer.
+  ``select=False`` leaves such layers whole, and ``residual="prune"`` penalises and cuts whole streams in place of it.
 - A channel that several normalisations scale where it is made counts by the mean size of its factors. One behind a
   depthwise convolution belongs to channels that were scaled before; it is neither penalised nor ranked.
 - Layer, group and instance norm with a gain per channel are taken like batch norm. Groups without any stay whole; where
@@ -45,7 +45,7 @@ ranks of a distributed run take the same step.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ from torch import Tensor, nn
 from ..errors import MethodError
 from ..graph.norms import Flow
 from ..graph.walk import parameters_of
+from ..surgery.selection import with_selections
 from ..train.attachment import Moment
 from ..train.schedules import RECIPES, Recipe
 from ._attached import Attached, train_and_decide
@@ -94,6 +95,7 @@ class NetworkSlimming:
         fold: move what channels that go still contribute into the next layers.
         allocation: "global" (the paper), "uniform", "sensitivity" or {module path: relative fraction}.
         residual: "skip" leaves residual streams whole (the paper's choice), "prune" and "projection" as in `L1Filter`.
+        select: with ``residual="skip"``, let normalisations of a stream pass on some of its channels (the paper).
         recipe: how to train; the paper's for CIFAR.
 
     Raises:
@@ -106,6 +108,7 @@ class NetworkSlimming:
     fold: bool = True
     allocation: Allocation = "global"
     residual: str = "skip"
+    select: bool = True
     recipe: Recipe = RECIPES["cifar-slimming"]
 
     def __post_init__(self) -> None:
@@ -115,6 +118,15 @@ class NetworkSlimming:
             raise MethodError(f"form={self.form!r}: expected one of {', '.join(FORMS)}.")
         if self.initial_scale is not None and not 0 < self.initial_scale < math.inf:
             raise MethodError(f"initial_scale={self.initial_scale!r}: expected None or a number > 0, e.g. 0.5.")
+
+    def prepare(self, problem: Problem) -> Problem:
+        """Pose the problem on a graph with a channel selection behind every normalisation that reads a shared stream.
+
+        `prune`, `secateur.attach` and `prune_iteratively` do. A problem without stays one without.
+        """
+        if not self.select or self.residual != "skip":
+            return problem
+        return replace(problem, graph=with_selections(problem.model, problem.graph))
 
     def attach(self, problem: Problem) -> Attached:
         """Return the penalty as an attachment; with `initial_scale` the model's normalisations are reset here.

@@ -234,6 +234,20 @@ def _integrated(op: Op, refs: list[Ref], means: Tensor, stds: Tensor) -> tuple[T
 # -- movement -------------------------------------------------------------------------------------------------------
 
 
+@rule("index_select")
+def _picked(get: Get, op: Op) -> Moments | None:
+    found, index = get(op.args[0]), get(op.args[2])
+    if found is None or index is None:
+        return None
+    numbers, axis = index.mean.long(), op.args[1]
+
+    def picked(values: Tensor) -> Tensor:
+        thin = compact(values)
+        return (thin.index_select(axis, numbers) if thin.shape[axis] > 1 else thin).expand(op.out.shape)
+
+    return found.map(picked)
+
+
 @rule("permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "slice", "select", "narrow")
 def _strided(get: Get, op: Op) -> Moments | None:
     found = get(op.args[0])

@@ -75,7 +75,7 @@ class Expectations:
         values = self._values(op)
         found: list[Moments | None] = [None] * len(outs)
         if values is None:
-            found = [self._of_constants(op)] if op.name in WEIGHTED else expected(self.get, op)
+            found = self._found(op)
         self._forget_overwritten(op)
         for ref in outs:
             self.known.pop(ref.number, None)
@@ -84,6 +84,10 @@ class Expectations:
         self.known.update((ref.number, m) for ref, m in zip(outs, found, strict=True) if m is not None)
         if any(r.alias_info is not None and not r.alias_info.is_write for r in op.func._schema.returns):
             self.base.update((ref.number, self._base(op.refs()[0])) for ref in outs)
+
+    def _found(self, op: Op) -> list[Moments | None]:
+        """Return what is known of each result of an operation on activations."""
+        return [self._of_constants(op)] if op.name in WEIGHTED else expected(self.get, op)
 
     def _base(self, ref: Ref) -> int:
         return self.base.get(ref.number, ref.number)

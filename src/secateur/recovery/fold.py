@@ -36,8 +36,9 @@ from ..graph.groups import ChannelGraph
 from ..graph.labels import axes, compact
 from ..graph.tape import Op, Ref
 from ..plan import Plan
-from ..surgery.shrink import check_model, copy_with
+from ..surgery.shrink import copy_with, fitted
 from ._expected import Expectations, Product
+from .branch_shifts import branch_shifts
 
 log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
@@ -55,7 +56,7 @@ def fold_constants(
     Args:
         model: the traced model; not changed.
         graph: its channel graph.
-        plan: which channels will go.
+        plan: which channels and residual branches will go; for these see `secateur.recovery.branch_shifts`.
         levels: number of an activation on the tape -> (channels,) the constant that stands for each channel that goes,
             NaN = none, where it is known better than by expectation.
 
@@ -73,7 +74,7 @@ def fold_constants(
     >>> torch.allclose(small(images), net(images))
     True
     """
-    check_model(model, graph)
+    model = fitted(model, graph)
     graph.check(plan)
     if any(tensor.device.type == "meta" for tensor in model.parameters()):
         raise PlanError("the model is on the meta device: its weights hold no data to fold. Load them first.")
@@ -84,6 +85,8 @@ def fold_constants(
             folding.visit(op, expected)
             expected.advance(op)
         shifts = folding.shifts()
+        for name, shift in branch_shifts(model, graph, plan).items():
+            shifts[name] = shifts[name] + shift if name in shifts else shift
     log.info("folded removed channels into %d biases and running means", len(shifts))
     return copy_with(model, lambda name, tensor: _shifted(tensor, shifts.get(name)))
 
@@ -95,62 +98,18 @@ def _shifted(tensor: Tensor, shift: Tensor | None) -> Tensor:
     return copy.copy_(copy.double().cpu() + shift.view(copy.shape))
 
 
-@dataclass
-class _Folding:
-    """Collects what every consumer would lose."""
+class Targets:
+    """Finds what can take over a constant that a product would lose."""
 
-    graph: ChannelGraph
-    alive: Array
-    levels: Mapping[int, Tensor] = field(default_factory=dict)
-    asked: dict[str, list[Tensor]] = field(default_factory=dict)  # bias or running mean -> one shift per use
-    left: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        tape = self.graph.tape
+    def __init__(self, graph: ChannelGraph) -> None:
+        self.graph = graph
         self.users: dict[int, list[Op]] = {}
-        for op in tape.ops:
+        for op in graph.tape.ops:
             for ref in {ref.number: ref for ref in op.refs()}.values():
                 self.users.setdefault(ref.number, []).append(op)
-        self.returned = {ref.number for ref in tape.outputs}
-        self.layers: dict[int, list[Tensor]] = {}
+        self.returned = {ref.number for ref in graph.tape.outputs}
 
-    def visit(self, op: Op, expected: Expectations) -> None:
-        """Note what a consumer loses, before the operation is taken into account."""
-        product = expected.product(op)
-        outs = op.outs()
-        if product is not None:
-            self._note(op, product, expected)
-        self.layers.update((ref.number, own) for ref, own in zip(outs, self.graph.op_layers[op.index], strict=True))
-
-    def _note(self, op: Op, product: Product, expected: Expectations) -> None:
-        dead = self._dead(self.layers.get(product.source.number, []), product.source, product.axis)
-        lost = torch.zeros(op.out.shape[product.axis], dtype=torch.float64)
-        level = self._level(product, expected)
-        if dead.any() and level is not None:
-            lost = product.contribution(level, dead & ~level.isnan())
-            stays = ~self._dead(self.graph.op_layers[op.index][0], op.out, product.axis)
-            lost = torch.where(stays, lost, 0.0)
-        target, sign = self._target(op, product)
-        if target is not None:
-            self.asked.setdefault(target, []).append(sign * lost)
-        elif lost.any():
-            self.left.append(f"{op.module or 'the model'} (no bias, and no batch normalisation right after)")
-
-    def _level(self, product: Product, expected: Expectations) -> Tensor | None:
-        if product.source.number in self.levels:
-            return self.levels[product.source.number]
-        found = expected.get(product.source)
-        return None if found is None else found.along(product.axis)[0]
-
-    def _dead(self, layers: list[Tensor], ref: Ref, axis: int) -> Tensor:
-        dead = np.zeros(ref.shape[axis], dtype=bool)
-        for layer in layers:
-            if axis in axes(layer):
-                places = self.alive[self.graph.component[compact(layer).numpy()]]
-                dead |= ~places.any(axis=tuple(d for d in range(places.ndim) if d != axis))
-        return torch.from_numpy(dead)
-
-    def _target(self, op: Op, product: Product) -> tuple[str | None, int]:
+    def of(self, op: Op, product: Product) -> tuple[str | None, int]:
         """Return what can take the loss, and with which sign: the bias, or what is added or subtracted right after."""
         state = self.graph.tape.state
         if product.bias is not None:
@@ -177,6 +136,57 @@ class _Folding:
         users = [user for user in self.users.get(out.number, []) if user.index != op.index]
         return users[0] if len(users) == 1 and out.number not in self.returned else None
 
+
+@dataclass
+class _Folding:
+    """Collects what every consumer would lose."""
+
+    graph: ChannelGraph
+    alive: Array
+    levels: Mapping[int, Tensor] = field(default_factory=dict)
+    asked: dict[str, list[Tensor]] = field(default_factory=dict)  # bias or running mean -> one shift per use
+    left: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.targets = Targets(self.graph)
+        self.layers: dict[int, list[Tensor]] = {}
+
+    def visit(self, op: Op, expected: Expectations) -> None:
+        """Note what a consumer loses, before the operation is taken into account."""
+        product = expected.product(op)
+        outs = op.outs()
+        if product is not None:
+            self._note(op, product, expected)
+        self.layers.update((ref.number, own) for ref, own in zip(outs, self.graph.op_layers[op.index], strict=True))
+
+    def _note(self, op: Op, product: Product, expected: Expectations) -> None:
+        dead = self._dead(self.layers.get(product.source.number, []), product.source, product.axis)
+        lost = torch.zeros(op.out.shape[product.axis], dtype=torch.float64)
+        level = self._level(product, expected)
+        if dead.any() and level is not None:
+            lost = product.contribution(level, dead & ~level.isnan())
+            stays = ~self._dead(self.graph.op_layers[op.index][0], op.out, product.axis)
+            lost = torch.where(stays, lost, 0.0)
+        target, sign = self.targets.of(op, product)
+        if target is not None:
+            self.asked.setdefault(target, []).append(sign * lost)
+        elif lost.any():
+            self.left.append(f"{op.module or 'the model'} (no bias, and no batch normalisation right after)")
+
+    def _level(self, product: Product, expected: Expectations) -> Tensor | None:
+        if product.source.number in self.levels:
+            return self.levels[product.source.number]
+        found = expected.get(product.source)
+        return None if found is None else found.along(product.axis)[0]
+
+    def _dead(self, layers: list[Tensor], ref: Ref, axis: int) -> Tensor:
+        dead = np.zeros(ref.shape[axis], dtype=bool)
+        for layer in layers:
+            if axis in axes(layer):
+                places = self.alive[self.graph.component[compact(layer).numpy()]]
+                dead |= ~places.any(axis=tuple(d for d in range(places.ndim) if d != axis))
+        return torch.from_numpy(dead)
+
     def shifts(self) -> dict[str, Tensor]:
         """Return what to add to which bias or running mean; log what has to be left as it is."""
         numbers = {name: number for number, name in self.graph.tape.state.items()}
@@ -184,7 +194,7 @@ class _Folding:
         for name, asked in self.asked.items():
             if not any(shift.any() for shift in asked):
                 continue
-            if len(asked) == len(self.users[numbers[name]]) and all(torch.equal(asked[0], s) for s in asked):
+            if len(asked) == len(self.targets.users[numbers[name]]) and all(torch.equal(asked[0], s) for s in asked):
                 result[name] = asked[0]
             else:
                 self.left.append(f"{name} (used several times, with different inputs)")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..extras import require
+from ..files import replacing
 
 
 def write_chart(
@@ -32,10 +32,5 @@ def write_chart(
 
 def _write(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file in one step, so that a kill leaves the old one or the new one."""
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(content)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Save and load a shrunk model: a folder with ``model.safetensors`` and ``secateur.json``, and never a pickle."""
+"""Save and load a shrunk or sparse model: two files, ``model.safetensors`` and ``secateur.json``, never a pickle."""
 
 from .loading import load as load
 from .loading import read_record as read_record

@@ -12,9 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import StoreError, SurgeryError
+from ..graph.branches import names_inside
+from ..surgery.branches import KIND as BRANCH
 from ..surgery.rebuild import rebuild
+from ..surgery.record import RECORD, index_tensors
 from ..surgery.widths import recompute_weights_, relink_recurrent_
+from ..weight_plan import mark_masked_
 from .folder import read_text, tensor_file
+from .packing import bits_name, unpacked
 from .record import DTYPES, StoredModel, StoredTensor
 from .saving import annotate_, classes, slots
 
@@ -22,7 +27,7 @@ Slots = dict[str, tuple[nn.Module, str, Tensor | None]]
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
-    """Read a shrunk model that `save` wrote, to the same bits.
+    """Read a shrunk or sparse model that `save` wrote, to the same bits.
 
     Parameters and buffers (their dtype, ties, ``requires_grad`` and memory layout) and training modes come from the
     files; everything else, such as code, hooks and tensors that are plain attributes, from the fresh model.
@@ -34,7 +39,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module
             devices; to the CPU from the meta device.
 
     Returns:
-        The shrunk model, with the record for a further `shrink` or `save`.
+        The model, with the record for a further `shrink` or `save`. `WeightPlan.of` gives the zeros of a sparse one, to
+        train on with the same mask.
 
     Raises:
         StoreError: a file is missing, damaged or of a newer version, or the model is not the one that was shrunk.
@@ -56,6 +62,9 @@ def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module
         _fill_(small, stored, tensors)
     except (StoreError, SurgeryError) as error:
         raise StoreError(f"cannot load {folder}: {error}") from error
+    if not stored.surgery.shapes and not stored.surgery.swapped:
+        del small.__dict__[RECORD]
+    mark_masked_(small, stored.masked)
     annotate_(small, stored.details)
     return small
 
@@ -77,10 +86,13 @@ def _check_slots(fresh: nn.Module, stored: StoredModel) -> None:
     """Raise `StoreError` unless the fresh model has a place for each saved tensor, and none besides."""
     found = slots(fresh)
     saved = {**stored.tensors, **{alias: stored.tensors[name] for alias, name in stored.same_as.items()}}
+    added = index_tensors(stored.surgery.record())
+    saved = {name: tensor for name, tensor in saved.items() if name not in added}
     if missing := [name for name in saved if name not in found]:
         raise StoreError(_odd("holds", missing, "the fresh model has no place for"))
     known = saved.keys() | set(stored.empty)
-    if extra := [name for name, (_, _, value) in found.items() if name not in known and value is not None]:
+    gone = set(names_inside(found, [path for path, s in stored.surgery.swapped.items() if s.kind == BRANCH]))
+    if extra := [n for n, (_, _, value) in found.items() if n not in known | gone and value is not None]:
         raise StoreError(_odd("lacks", extra, "the fresh model has"))
     for name, tensor in saved.items():
         module, leaf, value = found[name]
@@ -111,13 +123,28 @@ def _read_tensors(path: Path, stored: StoredModel) -> dict[str, Tensor]:
         raw = load_file(path)
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise StoreError(f"{path} is no tensor file that can be read: {error}. Save the model again.") from error
-    if raw.keys() != stored.tensors.keys():
-        name = min(raw.keys() ^ stored.tensors.keys())
+    packed = [name for name, tensor in stored.tensors.items() if tensor.nonzero is not None]
+    wanted = stored.tensors.keys() | {bits_name(name) for name in packed}
+    if raw.keys() != wanted:
+        name = min(raw.keys() ^ wanted)
         where = "the file holds it" if name in raw else "the record lists it"
         raise StoreError(
             f"{path} and the record beside it disagree about {name!r}: only {where}. Save the model again."
         )
+    raw |= {name: _unpacked(name, raw, stored.tensors[name]) for name in packed}
     return {name: _as_described(name, raw[name], tensor) for name, tensor in stored.tensors.items()}
+
+
+def _unpacked(name: str, raw: Mapping[str, Tensor], asked: StoredTensor) -> Tensor:
+    shape = (*asked.shape, 2) if DTYPES[asked.dtype].is_complex else asked.shape
+    try:
+        if raw[name].shape != (asked.nonzero,):
+            raise ValueError(f"{list(raw[name].shape)} values for {asked.nonzero}")
+        return unpacked(raw[name], raw[bits_name(name)], shape)
+    except ValueError as error:
+        raise StoreError(
+            f"{name!r} is packed, and its values do not fit its bits ({error}). Save the model again."
+        ) from error
 
 
 def _as_described(name: str, raw: Tensor, asked: StoredTensor) -> Tensor:

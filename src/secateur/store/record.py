@@ -15,10 +15,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictInt, ValidationError, model_validator
 
 from ..errors import StoreError
+from ..graph.select import SELECT
 from ..surgery.layout import is_dense
 from ..surgery.record import AttributeChange, SurgeryRecord
 
-FORMAT = 1
+FORMAT = 2  # 2 brought packed tensors, masked parameters and branches that are gone; what has none is written as 1
 DTYPES = {
     name: dtype
     for name in (
@@ -101,6 +102,7 @@ class StoredTensor(_Checked):
         shape: of the tensor.
         strides: in elements, without gaps; None = the usual ones.
         requires_grad: whether it is trained.
+        nonzero: number of values in the file, where only those that are not zero lie there; see `packing`.
     """
 
     kind: Literal["parameter", "buffer"]
@@ -108,6 +110,7 @@ class StoredTensor(_Checked):
     shape: tuple[Count, ...]
     strides: tuple[Count, ...] | None = None
     requires_grad: bool = False
+    nonzero: Count | None = None
 
     @model_validator(mode="after")
     def _is_possible(self) -> StoredTensor:
@@ -133,6 +136,20 @@ class StoredAttention(_Checked):
     full_num_heads: Count | None
 
 
+Window = Annotated[tuple[StrictInt, ...], Field(min_length=4, max_length=4)]
+
+
+class StoredNoBranch(_Checked):
+    """Settings of what stands where a module of a removed branch was; see `secateur.surgery.branches.NoBranch`."""
+
+    kind: Literal["NoBranch"]
+    axis: int = Field(lt=0)
+    width: Count
+    steps: tuple[tuple[Window, ...], ...]
+    place: Count
+    result_count: Count
+
+
 class StoredChange(_Checked):
     """One attribute that followed the narrower tensors; see `secateur.surgery.record.AttributeChange`."""
 
@@ -148,11 +165,15 @@ class StoredSurgery(_Checked):
     kept: dict[str, list[tuple[Count, list[Count]]]]
     shapes: dict[str, tuple[Count, ...]]
     attributes: list[StoredChange]
-    swapped: dict[str, StoredAttention]
+    swapped: dict[str, Annotated[StoredAttention | StoredNoBranch, Field(discriminator="kind")]]
     plan: str
+    selections: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _is_possible(self) -> StoredSurgery:
+        for path in self.selections:
+            if len(self.kept.get(f"{path}.{SELECT}.index", ())) != 1:
+                raise ValueError(f"a channel selection stands at {path!r}, and nothing says what it passes on")
         for name, cuts in self.kept.items():
             shape = self.shapes.get(name, ())
             for axis, index in cuts:
@@ -175,6 +196,7 @@ class StoredSurgery(_Checked):
             "attributes": [vars(change) for change in record.attributes],
             "swapped": record.swapped,
             "plan": record.plan,
+            "selections": record.selections,
         }
         try:
             return cls.model_validate_json(json.dumps(raw))
@@ -191,6 +213,7 @@ class StoredSurgery(_Checked):
             swapped={path: settings.model_dump() for path, settings in self.swapped.items()},
             plan=self.plan,
             shapes=dict(self.shapes),
+            selections=list(self.selections),
         )
 
 
@@ -211,6 +234,7 @@ class StoredModel(_Checked):
         same_as: name of a tied tensor -> the name under which it lies in the file.
         empty: parameters and buffers that are None.
         classes: module path -> name of its class.
+        masked: parameters that lost single weights; their zeros are to stay.
     """
 
     format: int
@@ -226,9 +250,12 @@ class StoredModel(_Checked):
     same_as: dict[str, str]
     empty: list[str]
     classes: dict[str, str]
+    masked: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _is_possible(self) -> StoredModel:
+        if unknown := sorted(set(self.masked) - self.tensors.keys()):
+            raise ValueError(f"{unknown[0]!r} is masked, and it is not in the file")
         if unknown := sorted(set(self.same_as.values()) - self.tensors.keys()):
             raise ValueError(f"a tensor is tied to {unknown[0]!r}, which is not in the file")
         if double := sorted(self.tensors.keys() & (self.same_as.keys() | set(self.empty))):

@@ -13,38 +13,57 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import StoreError
+from ..surgery.branches import KIND as BRANCH
 from ..surgery.layout import axis_order
 from ..surgery.record import RECORD, SurgeryRecord, record_of
+from ..weight_plan import masked_in
 from .folder import write_folder
+from .packing import smaller
 from .record import DTYPES, FORMAT, Details, StoredModel, StoredSurgery, StoredTensor
 
 DETAILS = "secateur_details"  # attribute of a shrunk model
 
 
-def save(small: nn.Module, path: str | os.PathLike[str], *, details: Details | Mapping[str, Any] | None = None) -> None:
-    """Write a shrunk model to a folder, as ``model.safetensors`` and ``secateur.json``.
+def save(
+    small: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    details: Details | Mapping[str, Any] | None = None,
+    compress: bool = True,
+) -> None:
+    """Write a shrunk or sparse model to a folder, as ``model.safetensors`` and ``secateur.json``.
 
     Every parameter and buffer is saved with its bits, the non-persistent ones too; tied ones once. Saved as well:
     ``requires_grad``, memory layout, and which modules are in training mode. Hooks and gradients are not. A model that
     the folder held is replaced in one step; its other files stay.
 
     Args:
-        small: what `shrink` or `load` returned; nothing of it changes.
+        small: what `shrink`, `sparsify`, `finalize` or `load` returned; nothing of it changes.
         path: the folder; made if it is not there.
         details: where the model comes from; see `Details`. None = what `annotate_` noted on the model.
+        compress: write parameters with enough zeros as a bit per weight and the values that are not zero, wherever
+            that takes less room. The bits come back the same. False = plain tensors, for other readers of the file.
 
     Raises:
-        StoreError: the model was never shrunk, holds what a tensor file cannot, or the folder cannot be written.
+        StoreError: the model was neither shrunk nor sparsified, holds what a tensor file cannot, or the folder cannot
+            be written.
     """
-    record = _record_of(small)
+    record, masked = _record_of(small), masked_in(small)
     noted = details_of(small) if details is None else Details.of(details)
     tensors, same_as = _tensors_of(small)
     surgery = StoredSurgery.of(record)
     stored = {name: _describe(name, tensor) for name, tensor in tensors.items()}
+    written = _on_cpu(tensors)
+    for name in [name for name, tensor in stored.items() if compress and tensor.kind == "parameter"]:
+        if packed := smaller(name, written[name]):
+            written |= packed
+            stored[name] = stored[name].model_copy(update={"nonzero": len(packed[name])})
+    has_branches = any(settings.get("kind") == BRANCH for settings in record.swapped.values())
+    is_plain = not masked and not has_branches and all(tensor.nonzero is None for tensor in stored.values())
 
     def describe(sha256: str, size_bytes: int) -> StoredModel:
         return StoredModel(
-            format=FORMAT,
+            format=1 if is_plain else FORMAT,
             versions={"secateur": _version(), "torch": str(torch.__version__), "python": platform.python_version()},
             model_class=type(small).__qualname__,
             model_module=type(small).__module__,
@@ -57,13 +76,14 @@ def save(small: nn.Module, path: str | os.PathLike[str], *, details: Details | M
             same_as=same_as,
             empty=[name for name, (_, _, value) in slots(small).items() if value is None],
             classes=classes(small),
+            masked=masked,
         )
 
-    write_folder(Path(path), _on_cpu(tensors), describe)
+    write_folder(Path(path), written, describe)
 
 
 def annotate_(small: nn.Module, details: Details | Mapping[str, Any]) -> None:
-    """Note on a shrunk model, in place, where it comes from; `save` writes it down.
+    """Note on a shrunk or sparse model, in place, where it comes from; `save` writes it down.
 
     Raises:
         StoreError: a detail is unknown or has no place in JSON.
@@ -107,9 +127,12 @@ def _record_of(small: nn.Module) -> SurgeryRecord:
     record = record_of(small)
     if record is not None:
         return record
+    if masked_in(small):
+        return SurgeryRecord()
     inner = next((path for path, m in small.named_modules() if isinstance(m.__dict__.get(RECORD), SurgeryRecord)), None)
     hint = (
-        "it was never cut by secateur.shrink. Shrink it first; to save a full-size model, save its state_dict."
+        "it was never cut by secateur.shrink, and lost no weights to secateur.sparsify. "
+        "Shrink or sparsify it first; to save a full-size model, save its state_dict."
         if inner is None
         else f"only its module {inner!r} does. Save that: secateur.save(model.get_submodule({inner!r}), …)."
     )

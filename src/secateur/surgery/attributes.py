@@ -7,8 +7,10 @@ data then proves that every shape is as expected, and settles what is ambiguous.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,8 @@ from ..graph.groups import ChannelGraph
 from ..graph.labels import compact
 from ..graph.tape import Op, Ref, replay
 from ..graph.walk import modules_of
+from ..plan import Plan
+from .branches import branch_settings, narrow_zeros_, swap_branch_module_, without_shortcuts_
 from .record import AttributeChange
 from .steps import Step, expected_steps, found_steps, is_inside, results, shapes_after
 from .widths import apply_native_, kept_heads, native_widths, needs_dropin, swap_attention_, without_nested_tensors_
@@ -44,9 +48,9 @@ class Holder:
 
 
 def repair_(
-    small: nn.Module, model: nn.Module, graph: ChannelGraph, alive: Array, cuts: dict[str, Any]
+    small: nn.Module, model: nn.Module, graph: ChannelGraph, plan: Plan, cuts: dict[str, Any]
 ) -> tuple[list[AttributeChange], dict[str, dict[str, Any]]]:
-    """Bring every attribute of a freshly cut model in line with its tensors, in place.
+    """Bring every attribute of a freshly cut model in line with its tensors, and take out removed branches, in place.
 
     Returns:
         The attribute changes in order, and the settings of each module that was swapped for a drop-in.
@@ -54,19 +58,37 @@ def repair_(
     Raises:
         SurgeryError: a width in the model's code cannot be found among its attributes.
     """
+    alive = graph.alive(plan)
+    after = shapes_after(graph, alive) if cuts or plan.removed_branches else []
+    swapped = branch_settings(model, graph, plan, after) if plan.removed_branches else {}
+    removed = tuple(swapped)
+    for path, settings in swapped.items():
+        swap_branch_module_(small, path, settings)
     changes = apply_native_(small, model)
-    swapped = {}
     for path in needs_dropin(small, model):
         old: Any = model.get_submodule(path)
         swapped[path] = swap_attention_(small, path, old, kept_heads(old, path, cuts))
-    changes += without_nested_tensors_(small, swapped)
-    if not cuts:
+    changes += without_nested_tensors_(small, swapped) + without_shortcuts_(small, removed)
+    if not after:
         return changes, swapped
-    after = shapes_after(graph, alive)
-    expected = expected_steps(graph, alive, tuple(swapped), after)
+    changes += narrow_zeros_(small, graph, after)
+    vague = {index for name in plan.removed_branches for index in graph.branches[name].loose}
+    expected = expected_steps(graph, alive, tuple(swapped), after, vague)
     repair = _Repair(small, graph, expected, wanted_sizes(graph, alive, after), tuple(swapped))
-    repair.run()
+    with _without(plan):
+        repair.run()
     return [*changes, *repair.changes()], swapped
+
+
+@contextlib.contextmanager
+def _without(plan: Plan) -> Iterator[None]:
+    """Say of a failed replay which branches were taken out: one of them may be why."""
+    try:
+        yield
+    except SurgeryError as error:
+        if plan.removed_branches:
+            error.args = (f"without the residual branches {', '.join(plan.removed_branches)}: {error}",)
+        raise
 
 
 def wanted_sizes(
@@ -210,6 +232,8 @@ class _Repair:
         args, kwargs = self.graph.example
         carrier = self.graph.tape.carrier
         tape, error, failed_in = replay(self.small, args, kwargs, carrier=carrier)
+        aliases = self.graph.aliases  # the first name of a tied tensor may have gone with a branch
+        tape.state = {number: aliases.get(name, name) for number, name in tape.state.items()}
         found = found_steps(tape, self.swapped)
         for k, (step, known) in enumerate(zip(found, self.expected, strict=False)):
             if what := step.differs(known):

@@ -48,6 +48,28 @@ def feasible(model: nn.Module, graph: ChannelGraph, *, seed: int = 0) -> Channel
     return graph
 
 
+def feasible_branches(model: nn.Module, graph: ChannelGraph, names: Collection[str]) -> dict[str, str]:
+    """Return which of these residual branches the model's code cannot run without, and why.
+
+    Args:
+        model: the traced model; not changed.
+        graph: its graph.
+        names: branches without an obstacle.
+    """
+    bare = model if graph.tape.carrier == "real" else copy_with(model, lambda _, tensor: to_meta(tensor))
+
+    def failure(chosen: Collection[str]) -> str:
+        try:
+            shrink(bare, graph, Plan(removed_branches=tuple(chosen)))
+        except SurgeryError as error:
+            return str(error)
+        return ""
+
+    if not names or not failure(names):
+        return {}
+    return {name: why for name in names if (why := failure([name]))}
+
+
 def _failure(bare: nn.Module, graph: ChannelGraph, names: Collection[str], seed: int) -> SurgeryError | None:
     """Cut these groups by about 40 %, to numbers that divide nothing by chance; return what stood against it."""
     draw = random.Random(seed)

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from ..graph.groups import ChannelGraph
 from ..plan import Plan
-from .shrink import check_model, copy_with
+from .shrink import copy_with, fitted
 
 
 def mask(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
     """Return a full-width copy of a model in which everything the plan removes is zero.
+
+    Of a residual branch these are the parameters that scale its result last.
 
     Running variances become 1 (a variance of 0 is no neutral value), and the directions of ``weight_norm`` stay, since
     their lengths are zero.
@@ -26,7 +28,7 @@ def mask(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
     Raises:
         PlanError: the plan or the graph is of another model.
     """
-    check_model(model, graph)
+    model = fitted(model, graph)
     dead = dict(dead_places(graph, plan))
 
     def masked(name: str, tensor: Tensor) -> Tensor:
@@ -44,14 +46,22 @@ def neutral(name: str) -> float:
 
 
 def dead_places(graph: ChannelGraph, plan: Plan) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name of each tensor that loses something, and a bool mask broadcastable to it: True = goes."""
+    """Yield the name of each tensor that loses something, and a bool mask broadcastable to it: True = goes.
+
+    The numbers by which a selection passes channels on are no values that zeros could replace; what reads them is here.
+    """
     alive = graph.alive(plan)
+    off = {name for branch in plan.removed_branches for name in graph.branches[branch].switch}
     for name, shape in graph.shapes.items():
+        if name in graph.labels.selecting:
+            continue
         gone: Tensor | None = None
         for varying, places in graph.alive_along(name, alive):
             if places.all() or (name.endswith(("parametrizations.weight.original1", "weight_v")) and 0 in varying):
                 continue
             here = torch.from_numpy(np.ascontiguousarray(~places)).expand(shape)
             gone = here if gone is None else gone | here
+        if name in off:
+            gone = torch.ones((1,) * len(shape), dtype=torch.bool).expand(shape)
         if gone is not None:
             yield name, gone

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SurgeryError
+from ..graph.select import SELECT
 from ..graph.walk import modules_of, state_of
 from .attention import SlimMultiheadAttention
 from .attributes import read, write
-from .record import RECORD, AttributeChange, SurgeryRecord, record_of
+from .branches import KIND as BRANCH
+from .branches import swap_branch_module_
+from .record import RECORD, AttributeChange, SurgeryRecord, index_tensors, record_of
+from .selecting import insert_
 from .shrink import Cut, cut_copy
 from .widths import relink_recurrent_, swap_attention_
 
@@ -36,28 +40,45 @@ def rebuild(model: nn.Module, record: SurgeryRecord, *, tensors: Mapping[str, Te
             "the surgery has to start from a model at full width, and this one is cut already: give a fresh instance."
         )
     _check_tensors(model, record)
-    small = cut_copy(model, _cuts(record), tensors)
+    small = cut_copy(model, _cuts(record), _by_first_name(model, tensors or {}))
+    for path in record.selections:
+        insert_(small, path, _index(record, path, tensors or {}))
     modules = modules_of(small)
     for change in record.attributes:
         _apply(modules, change)
     for path, settings in record.swapped.items():
-        _swap(small, model, path, settings)
+        if settings.get("kind") == BRANCH:
+            _take_out(small, path, settings)
+        else:
+            _swap(small, model, path, settings)
     relink_recurrent_(small)
     small.__dict__[RECORD] = record
     return small
 
 
+def _index(record: SurgeryRecord, path: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return what a selection passes on."""
+    name = f"{path}.{SELECT}.index"
+    ((_, index),) = record.kept[name]
+    return tensors[name] if name in tensors else torch.tensor(index)
+
+
 def _cuts(record: SurgeryRecord) -> dict[str, Cut]:
+    added = index_tensors(record)
     return {
         name: [(axis, torch.tensor(index, dtype=torch.long)) for axis, index in axes]
         for name, axes in record.kept.items()
+        if name not in added
     }
 
 
 def _check_tensors(model: nn.Module, record: SurgeryRecord) -> None:
     """Raise `SurgeryError` unless every axis that was cut is there, as long as it was."""
     shapes = {name: tuple(t.shape) for name, t in state_of(model, shared=True).items()}
+    added = index_tensors(record)
     for name, cuts in record.kept.items():
+        if name in added:
+            continue
         asked, found = tuple(record.shapes[name]), shapes.get(name)
         if found is None:
             raise SurgeryError(
@@ -102,6 +123,23 @@ def _swap(small: nn.Module, model: nn.Module, path: str, settings: dict[str, Any
             f"the attention {path!r} comes out with {name}={got[name]!r}, and it had {settings.get(name)!r}: "
             "give an instance of the class and settings that were shrunk."
         )
+
+
+def _by_first_name(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name what tied tensors are to hold as the model does first: of those left, another name may come first."""
+    first = {id(tensor): name for name, tensor in state_of(model).items()}
+    every = state_of(model, shared=True)
+    renamed = {first[id(every[name])]: tensor for name, tensor in tensors.items() if name in every}
+    return {**renamed, **tensors}
+
+
+def _take_out(small: nn.Module, path: str, settings: Mapping[str, Any]) -> None:
+    if path not in modules_of(small, shared=True):
+        raise SurgeryError(
+            f"the surgery takes out module {path!r} of a residual branch, and the model has none of that path: give an "
+            "instance of the class that was shrunk."
+        )
+    swap_branch_module_(small, path, settings)
 
 
 def _plain(value: Any) -> Any:

@@ -16,13 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PlanError, SurgeryError
+from ..graph.branches import tensors_inside
 from ..graph.groups import ChannelGraph
+from ..graph.select import SELECT
 from ..graph.untouched import ATOMS
 from ..graph.walk import modules_of, state_of
 from ..plan import Plan
 from .attributes import repair_
 from .layout import axis_order, in_order
 from .record import RECORD, SurgeryRecord, composed, record_of
+from .selecting import insert_, remove_
 from .widths import recompute_weights_
 
 Array = np.ndarray[Any, Any]
@@ -40,23 +43,51 @@ def shrink(model: nn.Module, graph: ChannelGraph, plan: Plan, *, round_to: int =
             last of the kept channels go). 1 changes nothing. 8 suits tensor cores, 16 AVX-512.
 
     Returns:
-        The smaller model, in the input's training mode, with a `SurgeryRecord` for `secateur.save`.
+        The smaller model, in the input's training mode, with a `SurgeryRecord` for `secateur.save`. Where residual
+        branches go, `secateur.surgery.branches.NoBranch` stands in place of their modules.
 
     Raises:
-        PlanError: the plan or the graph is of another model.
+        PlanError: the plan or the graph is of another model, or a residual branch cannot be removed.
         SurgeryError: the model's code holds a width that cannot be found among its attributes.
     """
     plan = rounded(plan, round_to)
-    check_model(model, graph)
+    model = fitted(model, graph)
     alive = graph.alive(plan)
-    cuts = {name: cut for name in graph.shapes if (cut := _cut_of(graph, name, alive))}
+    gone = _tensors_gone(graph, plan)
+    cuts = {name: cut for name in graph.shapes if name not in gone and (cut := _cut_of(graph, name, alive))}
     small = cut_copy(model, cuts)
-    changes, swapped = repair_(small, model, graph, alive, cuts)
+    changes, swapped = repair_(small, model, graph, plan, cuts)
     kept = {name: [(axis, index.tolist()) for axis, index in cut] for name, cut in cuts.items()}
-    record = SurgeryRecord(kept, changes, swapped, plan.to_json(), {name: graph.shapes[name] for name in cuts})
+    shapes = {name: graph.shapes[name] for name in cuts}
+    record = SurgeryRecord(kept, changes, swapped, plan.to_json(), shapes, _without_idle_(small, graph, cuts))
     before = record_of(model)
     small.__dict__[RECORD] = record if before is None else composed(before, record)
     return small
+
+
+def _without_idle_(small: nn.Module, graph: ChannelGraph, cuts: Mapping[str, Cut]) -> list[str]:
+    """Take away those of the graph's own selections that pass all channels on; return the paths of the others."""
+    used = [path for path in graph.selections or () if f"{path}.{SELECT}.index" in cuts]
+    for path in graph.selections or ():
+        if path not in used:
+            remove_(small, path)
+    return used
+
+
+def fitted(model: nn.Module, graph: ChannelGraph) -> nn.Module:
+    """Return the model, or a copy on the same memory with the channel selections that the graph has beside it.
+
+    Raises:
+        PlanError: the graph is of another model.
+    """
+    state = state_of(model, shared=True)
+    absent = [path for path in graph.selections or () if f"{path}.{SELECT}.index" not in state]
+    if absent:
+        model = copy_with(model, lambda _, tensor: tensor.detach())
+        for path in absent:
+            insert_(model, path)
+    check_model(model, graph)
+    return model
 
 
 def rounded(plan: Plan, round_to: int) -> Plan:
@@ -74,7 +105,7 @@ def rounded(plan: Plan, round_to: int) -> Plan:
         width = len(indices)
         is_cut = width < plan.widths[name] and width >= round_to
         kept[name] = indices[: width - width % round_to] if is_cut else indices
-    return Plan(kept, plan.widths)
+    return Plan(kept, plan.widths, plan.removed_branches)
 
 
 def check_model(model: nn.Module, graph: ChannelGraph) -> None:
@@ -90,6 +121,11 @@ def check_model(model: nn.Module, graph: ChannelGraph) -> None:
 
 
 Cut = list[tuple[int, Tensor]]
+
+
+def _tensors_gone(graph: ChannelGraph, plan: Plan) -> set[str]:
+    modules = {path for name in plan.removed_branches for path in graph.branches[name].modules}
+    return tensors_inside(graph, modules)
 
 
 def _cut_of(graph: ChannelGraph, name: str, alive: Array) -> Cut:

@@ -10,7 +10,7 @@ call (a linear layer, a matrix product, an einsum) is one step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,7 @@ class Step:
         settings: what it was called with beside tensors and sizes.
         bounds: where a slice starts and ends.
         literals: numbers of Python that were made tensors for it.
+        is_vague: nothing is said of it but that something runs.
     """
 
     name: str
@@ -66,9 +67,12 @@ class Step:
     settings: tuple[Any, ...] = ()
     bounds: tuple[int, int] | None = None
     literals: tuple[Any, ...] = ()
+    is_vague: bool = False
 
     def differs(self, known: Step) -> str | None:
         """Say how this step is not the expected one; None if it is."""
+        if known.is_vague:
+            return None
         if self.name != known.name:
             return f"{self.name} ran where {known.name} was expected"
         if len(self.shapes) != len(known.shapes) or any(
@@ -143,16 +147,30 @@ def lines_of(graph: ChannelGraph, layer: Tensor, alive: Array) -> dict[int, Arra
 
 
 def expected_steps(
-    graph: ChannelGraph, alive: Array, skipped: Sequence[str], after: list[list[tuple[int, ...]]]
+    graph: ChannelGraph,
+    alive: Array,
+    skipped: Sequence[str],
+    after: list[list[tuple[int, ...]]],
+    vague: Collection[int] = (),
 ) -> list[Step]:
-    """Return what a replay must show after a cut; modules in `skipped` are left out, `after` has the new shapes."""
+    """Return what a replay must show after a cut.
+
+    Args:
+        graph: the channel graph.
+        alive: which channels stay.
+        skipped: modules that are left out.
+        after: shapes of each operation's results after the cut.
+        vague: operations of whose results nothing is said, since they lie in a branch that is taken out.
+    """
     reader = _Reader(graph.tape, skipped)
     for op, own_shapes in zip(graph.tape.ops, after, strict=True):
         shapes: Shapes = [
             None if ref.number in graph.labels.uniform else shape
             for ref, shape in zip(results(op), own_shapes, strict=True)
         ]
-        reader.read(op, shapes, _bounds_after(graph, op, alive))
+        reader.read(op, shapes, None if op.index in vague else _bounds_after(graph, op, alive))
+        if op.index in vague and reader.steps and reader.steps[-1].index == op.index:
+            reader.steps[-1].is_vague = True
         if op.name == "native_group_norm" and op.args[4] == op.args[6] and shapes[0] is not None:
             own = reader.steps[-1]
             if own.index == op.index:  # one channel to a group: the groups follow the channels

@@ -176,7 +176,7 @@ class _KeptStatistics(TorchDispatchMode):
         watch = ModuleWatch(masked)
         self.recorder = Recorder(Tape("real"), state_names(masked), watch, CallWatch())
         self.labels = Labels(self.recorder.tape.state, heads=graph.labels.heads)
-        self.labels.kernel = graph.labels.kernel
+        self.labels.kernel, self.labels.selecting = graph.labels.kernel, graph.labels.selecting
         self.known = np.ones(1, dtype=bool)  # slot -> alive
         self.named: set[str] = set()
         self.tied = 0

@@ -21,6 +21,7 @@ class Moment:
         epoch_count: length of the schedule.
         step: optimizer steps of this run before this one.
         lr: learning rate of this step.
+        step_count: optimizer steps of the whole run; None where the loop cannot know.
     """
 
     model: nn.Module
@@ -29,6 +30,7 @@ class Moment:
     epoch_count: int
     step: int
     lr: float
+    step_count: int | None = None
 
 
 class Attachment(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -58,15 +59,14 @@ class HeldZeros(Attachment):
         """Set the weights that are gone to zero, and what the optimizer remembers of them."""
         tensors: list[Tensor] = []
         masks: list[Tensor] = []
-        for parameter, mask in self._pairs(moment):
-            kept = moment.optimizer.state.get(parameter, {})
-            own = [
-                v for v in kept.values() if isinstance(v, Tensor) and v.shape == mask.shape and v.is_floating_point()
-            ]
-            for tensor in (parameter.data, *own):
+        pairs = self._pairs(moment)
+        for parameter, mask in pairs:
+            remembered = moment.optimizer.state.get(parameter, {}).values()
+            for tensor in (parameter.data, *(value for value in remembered if _is_of(value, mask))):
                 tensors.append(tensor)
                 masks.append(mask if mask.dtype == tensor.dtype else mask.to(tensor.dtype))
         torch._foreach_mul_(tensors, masks)
+        torch._foreach_add_([parameter.data for parameter, _ in pairs], 0.0)  # turns -0.0 into 0.0
 
     def _pairs(self, moment: Moment) -> list[tuple[Tensor, Tensor]]:
         """Return each parameter with its mask as 0 and 1, in the parameter's dtype and place."""
@@ -92,12 +92,17 @@ class HeldZeros(Attachment):
         Raises:
             TrainingError: it held another.
         """
-        found = WeightPlan({name: unpack(kept["bits"], kept["shape"]) for name, kept in state.items()})
+        found = plan_in(state)
         if found != self.plan:
             raise TrainingError(
                 f"the checkpoint holds {found.removed_count:,} of {found.weight_count:,} weights at zero and this run "
                 f"another set of {self.plan.removed_count:,}: resume with the plan that the run began with."
             )
+
+
+def plan_in(state: Mapping[str, Any]) -> WeightPlan:
+    """Return the plan that a `HeldZeros.state_dict()` holds."""
+    return WeightPlan({name: unpack(kept["bits"], kept["shape"]) for name, kept in state.items()})
 
 
 def _is_of(value: Any, mask: Tensor) -> bool:

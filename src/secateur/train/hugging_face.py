@@ -126,6 +126,7 @@ class HuggingFaceCallback:
             epoch_count=state.num_train_epochs,
             step=state.global_step,
             lr=float(optimizer.param_groups[0]["lr"]),
+            step_count=state.max_steps if state.max_steps > 0 else None,
         )
 
 

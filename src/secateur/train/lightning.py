@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +40,7 @@ class LightningCallback:
 
     def __init__(self, *attachments: Attachment, model: nn.Module | None = None) -> None:
         self._points = Points(attachments, model)
+        self._step_count: int | None = None
 
     @property
     def state_key(self) -> str:
@@ -86,6 +88,7 @@ class LightningCallback:
             raise TrainingError(
                 f"max_epochs={trainer.max_epochs}: methods need a schedule's length, e.g. max_epochs=9."
             )
+        self._step_count = _step_count(trainer)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Take the gradient of the extra loss."""
@@ -123,7 +126,17 @@ class LightningCallback:
             epoch_count=trainer.max_epochs,
             step=trainer.global_step,
             lr=float(optimizer.param_groups[0]["lr"]),
+            step_count=self._step_count,
         )
+
+
+def _step_count(trainer: Any) -> int | None:
+    """Return how many optimizer steps a run takes; None where Lightning cannot tell (accumulation that changes)."""
+    try:
+        steps = trainer.estimated_stepping_batches
+    except _module("utilities.exceptions").MisconfigurationException:
+        return None
+    return int(steps) if math.isfinite(steps) else None
 
 
 def _module(name: str) -> Any:

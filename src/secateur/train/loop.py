@@ -360,7 +360,9 @@ class _Run:
         tick = 1.0 if self.data.batch_count is None else 1.0 / self.data.batch_count
         passed = 0.0 if self.data.batch_count is None else batch * tick
         lr = self.recipe.lr_at(self.epoch + passed, tick)
-        return Moment(self.model, self.optimizer, self.epoch, self.recipe.epochs, step, lr)
+        count = self.data.batch_count
+        step_count = None if count is None else count * (self.recipe.epochs - self.recipe.first_epoch)
+        return Moment(self.model, self.optimizer, self.epoch, self.recipe.epochs, step, lr, step_count)
 
     def _check_weights(self) -> None:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.trainable):

@@ -18,24 +18,22 @@ class Snapshots(Attachment):
     arXiv:2003.02389 (weight rewinding needs the weights of an earlier epoch).
 
     Attributes:
-        epochs: at whose beginning; 0 = before anything was trained.
+        epochs: at whose beginning, 1 or more. What an untrained network holds is copied before training it.
         states: epoch -> state dict, on the CPU, of those that have begun.
 
     Raises:
-        TrainingError: an epoch is no whole number, 0 or more.
+        TrainingError: an epoch is no whole number, 1 or more.
     """
 
     def __init__(self, epochs: Iterable[int]) -> None:
         self.epochs = tuple(epochs)
         for epoch in self.epochs:
-            if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
-                raise TrainingError(f"a snapshot of epoch {epoch!r}: expected a whole number, 0 or more.")
+            if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1:
+                raise TrainingError(
+                    f"a snapshot of epoch {epoch!r}: expected a whole number, 1 or more; before the first, copy the "
+                    "state dict before training."
+                )
         self.states: dict[int, dict[str, torch.Tensor]] = {}
-
-    def extra_loss(self, moment: Moment) -> None:
-        """Take the first copy where it is asked for: of the weights that the first step meets."""
-        if moment.step == 0 and moment.epoch in self.epochs and moment.epoch not in self.states:
-            self._copy(moment, moment.epoch)
 
     def after_epoch(self, moment: Moment) -> None:
         """Take the copy of the epoch that begins now."""

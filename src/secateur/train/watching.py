@@ -283,14 +283,9 @@ def watch(model: nn.Module, inputs: Inputs, see: See, see_sum: SeeSum | None = N
     """
     if not see:
         return
-    args, kwargs = inputs
     mode = _Watch(state_names(model), see, see_sum or {})
-    is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    kernels = plain_kernels() if is_recurrent else _no_fused_attention()
-    with untouched(model), torch.no_grad(), kernels, contextlib.suppress(_Enough):
-        set_training(model, False)
-        with mode:
-            model(*args, **kwargs)
+    with contextlib.suppress(_Enough):
+        _run(model, inputs, mode)
     used = {site.weight for site in mode.see.keys() - mode.left}  # a recurrent layer may use its weight less often
     if unused := sorted(site for site in mode.left if site.weight not in used):
         missing = unused[0]
@@ -298,6 +293,51 @@ def watch(model: nn.Module, inputs: Inputs, see: See, see_sum: SeeSum | None = N
             f"the model did not use {missing.weight!r} (use {missing.use}) on this batch, though it did on the example "
             "input: its control flow follows the data. Protect that layer, or give data that take the same way."
         )
+
+
+def products_run(model: nn.Module, inputs: Inputs, weights: Container[str]) -> list[Site]:
+    """Run a model in eval mode and return every product with one of these weights, in the order in which they happen.
+
+    Args:
+        model: runs where it is; nothing of it changes.
+        inputs: positional and keyword inputs, on the model's device.
+        weights: names of parameters.
+
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    >>> products_run(net, ((torch.eye(2),), {}), ["0.weight", "1.weight"])
+    [Site(weight='0.weight', use=0), Site(weight='1.weight', use=0)]
+    """
+    mode = _List(state_names(model), weights)
+    _run(model, inputs, mode)
+    return mode.found
+
+
+class _List(ProductWatch):
+    """Writes down which products with some weights happen."""
+
+    def __init__(self, names: dict[int, str], weights: Container[str]) -> None:
+        super().__init__(names)
+        self.weights = weights
+        self.found: list[Site] = []
+
+    def __contains__(self, site: object) -> bool:
+        return isinstance(site, Site) and site.weight in self.weights
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.namespace != "prim" and (seen := self.seen(func, args, kwargs, out, self)) is not None:
+            self.found.append(seen.site)
+        return out
+
+
+def _run(model: nn.Module, inputs: Inputs, mode: ProductWatch) -> None:
+    args, kwargs = inputs
+    is_recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    kernels = plain_kernels() if is_recurrent else _no_fused_attention()
+    with untouched(model), torch.no_grad(), kernels:
+        set_training(model, False)
+        with mode:
+            model(*args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..labels import Labels, Operand, axes, compact, place
+from ..labels import Labels, Operand, along, axes, compact, place
 from ..tape import Op, Ref
 from ._table import rule
 
@@ -51,6 +51,9 @@ def selected(labels: Labels, op: Op) -> None:
     source: Ref = op.args[0]
     out: Ref = op.out
     axis = (op.args[1] if isinstance(op.args[1], int) else 0) % max(len(source.shape), 1)
+    if op.name == "index_select" and labels.state.get(op.args[2].number) in labels.selecting:
+        labels.set(out, _chosen(labels, source, op.args[2], axis, out.shape))
+        return
     freeze_positions(labels, op.refs()[1:])
     result = []
     for layer in labels.get(source):
@@ -65,6 +68,17 @@ def selected(labels: Labels, op: Op) -> None:
         if left is not None:
             result.append(compact(left).expand(out.shape))
     labels.set(out, result)
+
+
+def _chosen(labels: Labels, source: Ref, index: Ref, axis: int, shape: tuple[int, ...]) -> list[Tensor]:
+    """A `ChannelSelect`: what it reads stays whole, and what it passes on may go, place by place of its index."""
+    result = []
+    for layer in labels.get(source):
+        if axis in axes(layer):
+            labels.freeze(layer, "a channel selection reads it by number")
+        else:
+            result.append(compact(layer).expand(shape))
+    return result + [along(compact(own), axis, shape) for own in labels.get(index)]
 
 
 def _sized_axes(op: Op) -> frozenset[int]:
