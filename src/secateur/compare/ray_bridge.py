@@ -26,9 +26,11 @@ from .jobs import Job
 from .work import LOCK, RESULT, Place, flush, perform, write_json
 from .worker import failure
 
+log = logging.getLogger(__name__)
 MARK = ".store"  # tells a node whether what it sees under the store's path is the store
 PATIENCE_S = 10.0  # to leave a cluster in order
 ASK_S = 10.0  # between questions for the cluster's size
+TRIES = 3  # to start a local cluster: on a busy machine it is not always ready in the 30 s that Ray gives it
 Parcel = dict[str, bytes]  # path in a job's folder -> content
 Waiting = queue.Queue[str | None]
 
@@ -88,8 +90,7 @@ class Bridge:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
-        local = {"include_dashboard": False} if self.address == "local" else {}
-        ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        self._join(ray)
         task = ray.remote(num_cpus=self.cpus, max_retries=0)(do)
         while True:
             self._tell_room(ray)
@@ -106,6 +107,21 @@ class Bridge:
             if self.running:
                 self._return_answers(ray)
         ray.shutdown()
+
+    def _join(self, ray: Any) -> None:
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self.address != "local":
+            ray.init(address=self.address, **quiet)
+            return
+        for left in reversed(range(TRIES)):
+            try:
+                ray.init(address="local", include_dashboard=False, **quiet)
+                return
+            except Exception as error:  # Ray raises no narrower one
+                ray.shutdown()
+                if not left:
+                    raise
+                log.warning("Ray did not start (%s); trying again", _first_line(error))
 
     def _tell_room(self, ray: Any) -> None:
         if time.monotonic() - self.asked < ASK_S:
