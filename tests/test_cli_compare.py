@@ -175,3 +175,19 @@ def test_the_experiment_in_the_documentation_is_one():
     page = (Path(__file__).parents[1] / "docs" / "how-to" / "compare.md").read_text()
     (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     assert len(made(tomllib.loads(block)).methods) == 2
+
+
+def test_without_a_cluster_processes_work(tmp_path):
+    from secateur.cli.compare import _workers
+    from secateur.compare.local import LocalWorkers
+
+    assert _workers(tmp_path, 3, 2, None) == LocalWorkers(tmp_path, 3, 2)
+
+
+def test_a_cluster_takes_the_place_of_processes(tmp_path):
+    pytest.importorskip("ray")
+    from secateur.cli.compare import _workers
+
+    made = _workers(tmp_path, 1, 4, "cluster:6379")
+    assert (made.folder, made.address, made.cpus_per_job) == (tmp_path, "cluster:6379", 4)
+    made.close()

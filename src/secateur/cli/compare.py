@@ -12,7 +12,7 @@ from ._session import USER_ERROR, Session, session
 
 if TYPE_CHECKING:
     from ..compare.estimate import Estimate
-    from ..compare.run import Summary
+    from ..compare.run import Summary, Workers
     from ..compare.spec import Experiment
 
 SHOWN_ERRORS = 3
@@ -50,6 +50,14 @@ Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Processes that work at
 ThreadsOfEach = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads of each process. [the cores shared out]")
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="Run on a Ray cluster: its address, or local to start one; --threads are the CPUs of a job.",
+        metavar="ADDRESS",
+    ),
+]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Where another run holds the folder, wait for it.")]
 
@@ -70,6 +78,7 @@ def compare(
     name: Title = None,
     jobs: Jobs = 1,
     threads: ThreadsOfEach = None,
+    ray: Ray = None,
     dry_run: DryRun = False,
     retry_failed: Retry = False,
     wait: Wait = False,
@@ -99,7 +108,8 @@ def compare(
         if dry_run:
             _foresee(run, experiment, Path(out), jobs)
             return
-        summary = _work(run, experiment, Path(out), jobs, threads, {"retry_failed": retry_failed, "wait": wait})
+        workers = _workers(Path(out), jobs, threads, ray)
+        summary = _work(run, experiment, Path(out), workers, {"retry_failed": retry_failed, "wait": wait})
         if not summary.is_complete:
             raise typer.Exit(USER_ERROR)
 
@@ -162,16 +172,23 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _work(
-    run: Session, experiment: Experiment, out: Path, jobs: int, threads: int | None, how: dict[str, bool]
-) -> Summary:
+def _workers(out: Path, jobs: int, threads: int | None, ray: str | None) -> Workers:
+    from ..compare.local import LocalWorkers
+
+    if ray is None:
+        return LocalWorkers(out, jobs, threads)
+    from ..compare.ray_workers import RayWorkers
+
+    return RayWorkers(out, ray, threads or 1)
+
+
+def _work(run: Session, experiment: Experiment, out: Path, workers: Workers, how: dict[str, bool]) -> Summary:
     from ..compare.analysis import comparisons, outcomes, sentence
     from ..compare.jobs import jobs_of
-    from ..compare.local import LocalWorkers
     from ..compare.run import run as run_all
     from ..compare.store import ResultStore
 
-    summary = run_all(experiment, out, LocalWorkers(out, jobs, threads), progress=run.progress, **how)
+    summary = run_all(experiment, out, workers, progress=run.progress, **how)
     with ResultStore(out) as store:
         rows = store.rows(summary.experiment)
     better = all(row.higher_is_better in (None, 1) for row in rows)
