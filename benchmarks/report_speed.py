@@ -1,6 +1,6 @@
 """How long a store with 100,000 results takes to open, and the report of it to render.
 
-    python -m benchmarks.report_speed [--rounds 3]
+    python -m benchmarks.report_speed [--rounds 3] [--store DIR]
 
 One experiment with made-up results: ten networks, every method that removes channels and the random control, eight
 budgets, four ways, thirteen seeds; every job with a training curve, every cut with widths. Times are CPU seconds over
@@ -130,15 +130,19 @@ def measure(folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--store", type=Path, help="filled if it is not there, and left; else it is a temporary one")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure is not None:
         print(json.dumps(measure(given.measure)))
         return
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        count = fill(folder)
-        command = [sys.executable, "-m", "benchmarks.report_speed", "--measure", place]
+        folder = given.store or Path(place)
+        if not (folder / FILE).exists():
+            fill(folder)
+        with ResultStore(folder) as filled:
+            count = len(filled.statuses())
+        command = [sys.executable, "-m", "benchmarks.report_speed", "--measure", str(folder)]
         rounds = [
             json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             for _ in range(given.rounds)
