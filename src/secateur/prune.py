@@ -144,11 +144,12 @@ def prune(
     """
     limits = _limits(limits, protect, min_keep, round_to)
     chosen = _method(method)
-    check_plain(model)
     if not isinstance(chosen, TrainingMethod):
         _refuse_training_options(chosen, tracking, checkpoint_dir)
     repairs = _repairs(repair, data, task)
     example, named = as_args(args), dict(kwargs or {})
+    if isinstance(model, nn.Module):  # anything else is refused, in its own words, by the trace
+        check_plain(model)
     graph = graph if graph is not None else trace(model, example, named)
     _check_model(model, graph, check=check)
     posed = Problem(model, graph, budget, limits, example, named, data, task, seed, tracking, checkpoint_dir)

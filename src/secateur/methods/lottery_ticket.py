@@ -151,11 +151,11 @@ class LotteryTicket:
         """Train the whole model where weights are rewound, and return those to rewind to."""
         if self.retrain != "rewind_weights":
             return None
-        # A snapshot is first taken after a forward pass, which has moved running statistics: the start is copied here.
         start = clone(model).state_dict()
-        taken = Snapshots([self.rewind_epoch])
+        is_later = self.rewind_epoch > self.recipe.first_epoch
+        taken = Snapshots([self.rewind_epoch] if is_later else [])
         train_(NAME, model, problem, self.recipe.replace(seed=problem.seed), [taken])
-        return start if self.rewind_epoch == self.recipe.first_epoch else taken.states[self.rewind_epoch]
+        return taken.states[self.rewind_epoch] if is_later else start
 
     def _remove(
         self, model: nn.Module, problem: WeightProblem, share: float, before: WeightPlan

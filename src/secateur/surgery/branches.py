@@ -39,6 +39,7 @@ class NoBranch(nn.Module):
         place: where the tensor stands among the results; 0 for a bare tensor.
         result_count: how many results it returns, the others None; 0 = a bare tensor.
 
+    >>> import torch
     >>> NoBranch(axis=-3, width=4, steps=[[(3, 2, 1, 1), (3, 2, 1, 1)]])(torch.ones(2, 0, 8, 8)).shape
     torch.Size([2, 4, 4, 4])
     """
