@@ -217,3 +217,24 @@ def test_nan_activations_are_refused():
 def test_a_negative_ridge_is_refused():
     with pytest.raises(MethodError, match="ridge=-1"):
         Refit(ridge=-1)
+
+
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_a_second_repair_of_the_same_cut_changes_nothing(has_norm):
+    """The intercept of a network that was repaired before, by a method of its own say, is not added once more."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3, bias=not has_norm)]
+    net = nn.Sequential(
+        *layers, *([nn.BatchNorm2d(6)] if has_norm else []), nn.Flatten(), nn.Linear(6 * 4 * 4, 4)
+    ).eval()
+    batches = [(torch.randn(32, 3, 8, 8) + 1, None) for _ in range(2)]
+    graph = trace(net, batches[0][0][:1])
+    plan = Plan.from_removed({"0": range(4)}, graph.widths)
+    once = refit(net, graph, plan, batches, TASK, how=Refit(ridge=0), progress=False)
+    twice = refit(once, graph, plan, batches, TASK, how=Refit(ridge=0), target=net, progress=False)
+    moved = net[3].running_mean if has_norm else net[2].bias
+    kept = once[3].running_mean if has_norm else once[2].bias
+    assert (kept - moved).abs().max() > 1e-2, "there is an intercept to add"
+    torch.testing.assert_close(
+        shrink(twice, graph, plan)(batches[0][0]), shrink(once, graph, plan)(batches[0][0]), rtol=1e-3, atol=1e-3
+    )

@@ -185,7 +185,10 @@ class Refitting:
         return needed <= self.how.max_bytes
 
     def refit_(self, uses: list[Product], view: Tensor) -> None:
-        """Solve for one weight and write it into `work`."""
+        """Solve for one weight and write it into `work`.
+
+        The intercept is of the target's outputs, so it counts from the target's bias: `work` may have one already.
+        """
         product = uses[0]
         kept = kept_columns(product, self.graph, self.plan)
         moments = self.moments(uses, kept)
@@ -197,7 +200,9 @@ class Refitting:
         with torch.no_grad():
             write_kernel_(view, kernel.scatter(2, index, new.to(kernel)), **product.layout)
             if place is not None:
-                place[0].add_(place[1] * intercept.flatten().to(place[0]))
+                before = intercept_of(self.target, self.graph, product)
+                assert before is not None
+                place[0].copy_(before[0].to(place[0]) + place[1] * intercept.flatten().to(place[0]))
 
     def moments(self, uses: list[Product], kept: Tensor) -> ProductMoments:
         """Return the moments of a weight's remaining inputs, over all its uses."""
