@@ -12,7 +12,8 @@ Inputs may come from an already pruned prefix and targets from the original netw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -89,19 +90,22 @@ def stream(
         take: called once for each site and batch.
         target: whose outputs are the targets; None = `model` itself.
         restores_sums: where a result is added to a shortcut, the target makes up for what the shortcut lost (He et al.
-            2017, section 3.3: Y1 - Y1' + Y2).
+            2017, section 3.3: Y1 - Y1' + Y2); not for a weight with several of the products, since the shortcut of one
+            may come from another and change with it.
 
     Raises:
         MethodError: an input or output is not finite; names the layer.
         TrainingError: no batch, or a product that a batch does not reach.
     """
     wanted, read_count = list(sites), 0
+    uses = Counter(site.weight for site in wanted)
+    summed = [site for site in wanted if restores_sums and target is not None and uses[site.weight] == 1]
     with input_batches(data, task, device_of(model)) as batches:
         for number, inputs in enumerate(batches):
             samples = sample_count(*inputs)
             rows = partial(_rows, sampling, samples, number)
-            own = _Batch(model, inputs, wanted, rows, has_inputs=True, has_sums=restores_sums and target is not None)
-            theirs = own if target is None else _Batch(target, inputs, wanted, rows, has_sums=restores_sums)
+            own = _Batch(model, inputs, wanted, rows, has_inputs=True, summed=summed)
+            theirs = own if target is None else _Batch(target, inputs, wanted, rows, summed=summed)
             for site in own.inputs:
                 given = theirs.outputs[site]
                 if site in own.sums and site in theirs.sums:
@@ -124,7 +128,7 @@ class _Batch:
         rows: Rows,
         *,
         has_inputs: bool = False,
-        has_sums: bool = False,
+        summed: Sequence[Site] = (),
     ) -> None:
         self.inputs: dict[Site, Tensor] = {}
         self.outputs: dict[Site, Tensor] = {}
@@ -143,8 +147,7 @@ class _Batch:
             scale = None if found.scale is None else found.scale.double()
             self.sums[site] = places[site](found.shortcut).double(), scale
 
-        sums = {site: partial(see_sum, site) for site in sites} if has_sums else {}
-        watch(model, inputs, dict.fromkeys(sites, see), sums)
+        watch(model, inputs, dict.fromkeys(sites, see), {site: partial(see_sum, site) for site in summed})
 
     def lost(self, site: Site, original: _Batch) -> Tensor | float:
         """Return what the shortcut beside a product's result lost, in the units of that result; 0 if it was cut too."""

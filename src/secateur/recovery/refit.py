@@ -49,7 +49,7 @@ class Refit:
             (False: from the original one, as if nothing before had been cut).
         sampling: which samples are read, and which outputs of each layer are fitted.
         restores_sums: where a result is added to a shortcut, it makes up for what the shortcut lost (He et al. 2017,
-            section 3.3).
+            section 3.3). Nothing is lost there, and this changes nothing, unless `is_asymmetric`.
         max_bytes: largest second moment of one layer; larger layers are left as they are, with a warning in the log.
 
     Raises:
@@ -59,7 +59,7 @@ class Refit:
     ridge: float = 1e-3
     is_asymmetric: bool = True
     sampling: Sampling = field(default_factory=Sampling)
-    restores_sums: bool = False
+    restores_sums: bool = True
     max_bytes: int = 2 << 30
 
     def __post_init__(self) -> None:
