@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from secateur import Budget, ChannelGraph, Plan, data, models, shrink, trace, train
 from secateur.catalogue import find
+from secateur.files import replacing
 from secateur.methods import Decision, L1Filter, Problem
 from secateur.recovery.batchnorm import reestimate_batchnorm
 from secateur.recovery.finetune import finetune
@@ -171,9 +172,8 @@ def collect(head: dict[str, Any], bench: Bench, seed: int, options: argparse.Nam
             print(f"{method:28} {remove:.0%} seed {seed} {repair:16} {accuracy:.2f}", flush=True)
         print(f"{time.perf_counter() - start:.0f} s", flush=True)
         result["rows"] = list(runs.values())
-        partial = options.out.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(options.out)
+        with replacing(options.out) as partial:
+            partial.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _row(model: str, method: str, remove: float, repair: str) -> dict[str, Any]:

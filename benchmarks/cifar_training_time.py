@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from secateur import Budget, ChannelGraph, Plan, data, models, shrink, trace, train
 from secateur.catalogue import CATALOGUE, find
+from secateur.files import replacing
 from secateur.methods import Problem
 from secateur.methods._attached import TrainingMethod
 from secateur.recovery.batchnorm import reestimate_batchnorm
@@ -223,10 +224,9 @@ class Results:
             row.setdefault("removed", []).append(gone)
         row["mean"] = round(statistics.mean(row["accuracy"]), 2)
         row["std"] = round(statistics.stdev(row["accuracy"]), 2) if len(row["accuracy"]) > 1 else 0.0
-        partial = self.path.with_suffix(".partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(self.head | {"rows": list(self.rows.values())}, indent=1) + "\n")
-        partial.replace(self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as partial:
+            partial.write_text(json.dumps(self.head | {"rows": list(self.rows.values())}, indent=1) + "\n")
 
 
 def collect(bench: Bench, results: Results, methods: list[str], seeds: list[int]) -> None:

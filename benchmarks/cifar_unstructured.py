@@ -45,6 +45,7 @@ from torch import Tensor, nn
 
 from secateur import Budget, HeldZeros, attach, data, models, sparsify, train
 from secateur.catalogue import CATALOGUE, find
+from secateur.files import replacing
 from secateur.methods._attached_weights import TrainingWeightMethod
 from secateur.recovery.finetune import finetune
 
@@ -196,9 +197,8 @@ def collect(head: dict[str, Any], bench: Bench, seed: int, options: argparse.Nam
             print(f"{method:20} {remove:.0%} seed {seed} {repair:10} {accuracy:.2f}", flush=True)
         print(f"{time.perf_counter() - start:.0f} s", flush=True)
         result["rows"] = list(runs.values())
-        partial = options.out.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(options.out)
+        with replacing(options.out) as partial:
+            partial.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _add(runs: dict[Any, Any], model: str, cell: tuple[str, float, str], seed: int, accuracy: float) -> None:

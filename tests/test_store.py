@@ -367,7 +367,7 @@ def at_step(number, monkeypatch, error):
         return call
 
     monkeypatch.setattr(folder_module, "save_file", counting(folder_module.save_file))
-    monkeypatch.setattr(folder_module, "_flush", counting(folder_module._flush))
+    monkeypatch.setattr(folder_module, "flush", counting(folder_module.flush))
     monkeypatch.setattr(folder_module.os, "replace", counting(os.replace))
     return calls
 
@@ -375,7 +375,7 @@ def at_step(number, monkeypatch, error):
 def test_all_steps_are_tried(small, tmp_path, monkeypatch):
     calls = at_step(0, monkeypatch, Killed())
     save(small, tmp_path / "out")
-    assert calls == ["save_file", "_flush", "_flush", "replace", "replace", "replace", "_flush"]
+    assert calls == ["save_file", "flush", "flush", "replace", "replace", "replace", "flush"]
 
 
 @pytest.mark.parametrize("step", range(1, 8))

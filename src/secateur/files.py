@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PARTIAL = ".{name}.{mark}.partial"
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a path to write to, beside the real one, which it replaces when the block comes to its end.
 
-    After an exception the real one is as it was, and nothing lies beside it.
+    Then it is on the disk, also after the machine goes down. After an exception the real one is as it was, and nothing
+    lies beside it.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -22,9 +25,32 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     new 1
     """
     target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(PARTIAL.format(name=target.name, mark=os.getpid()))
     try:
         yield partial
+        flush(partial)
         partial.replace(target)
+        flush(target.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def drop_partials(folder: Path) -> None:
+    """Remove what a process that was killed inside `replacing` left in a folder; no other may be writing there."""
+    for partial in folder.glob(PARTIAL.format(name="*", mark="*")):
+        partial.unlink(missing_ok=True)
+
+
+def flush_files(folder: Path) -> None:
+    """Have all files of a folder, not of folders in it, on the disk: a machine that goes down keeps them."""
+    for path in (*(path for path in folder.iterdir() if path.is_file()), folder):
+        flush(path)
+
+
+def flush(path: Path) -> None:
+    """Have a file on the disk, or the names of what is in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

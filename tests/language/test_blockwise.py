@@ -170,12 +170,14 @@ def test_a_killed_run_goes_on_behind_the_last_finished_block(tmp_path):
         pruned(source, tmp_path / "sparse", Breaking((calls,), on=3), tokens=tokens())
     assert not (tmp_path / "sparse").exists()
     assert len(calls) == 3
+    (tmp_path / ".sparse.unfinished" / ".model-block-00000.safetensors.1.partial").touch()
     again = []
     result = pruned(source, tmp_path / "sparse", Breaking((again,)), tokens=tokens())
     assert again == [8]
     whole = pruned(source, tmp_path / "whole", Breaking(([],)), tokens=tokens())
     assert result.removed_count == whole.removed_count
     assert contents_of(result.folder) == contents_of(whole.folder)
+    assert not list(result.folder.glob(".*"))
 
 
 def test_an_unfinished_run_is_not_mixed_with_another(tmp_path):

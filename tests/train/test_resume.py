@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_is_ignored_and_the_one_before_is_used(tmp_path, da
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, monkeypatch):
     whole = train(None)
-    original, calls = checkpoints._flush, []
+    original, calls = checkpoints.flush, []
 
     def flush(path):
         calls.append(path)
@@ -139,7 +139,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, mo
             raise Killed
         original(path)
 
-    monkeypatch.setattr(checkpoints, "_flush", flush)
+    monkeypatch.setattr(checkpoints, "flush", flush)
     with pytest.raises(Killed):
         train(tmp_path, checkpoint_steps=2)
     resumed = train(tmp_path, checkpoint_steps=2)

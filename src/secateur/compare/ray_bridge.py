@@ -22,8 +22,9 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..files import flush_files
 from .jobs import Job
-from .work import LOCK, RESULT, Place, flush, perform, write_json
+from .work import LOCK, RESULT, Place, perform, write_json
 from .worker import failure
 
 log = logging.getLogger(__name__)
@@ -261,7 +262,7 @@ def keep(place: Place, digest: str, parcel: Parcel) -> None:
     with place.alone(digest) as folder:
         if place.result(digest) is None:
             unpack({name: content for name, content in parcel.items() if name != RESULT}, folder)
-            flush(folder)
+            flush_files(folder)
             write_json(folder / RESULT, json.loads(parcel[RESULT]))
         place.tidy(digest)
 

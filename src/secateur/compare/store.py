@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExperimentError
+from ..files import replacing
 from .jobs import Job
 from .spec import Experiment
 
@@ -334,14 +335,11 @@ def export(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     if target.suffix not in makers:
         raise ExperimentError(f"{target} is no .csv, .json or .parquet.")
     content = makers[target.suffix]([dict(row.values) for row in rows])
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(content)
-        partial.replace(target)
+        with replacing(target) as partial:
+            partial.write_bytes(content)
     except OSError as error:
         raise ExperimentError(f"results cannot be written to {target} ({error}). Name another place.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import platform
 import shutil
 import time
@@ -24,6 +23,7 @@ from torch import nn
 from ..budget import Budget
 from ..catalogue import CATALOGUE
 from ..errors import ExperimentError
+from ..files import drop_partials, flush_files, replacing
 from ..graph.groups import ChannelGraph, trace
 from ..measure.latency import compare
 from ..measure.macs import nonzero_macs
@@ -90,8 +90,7 @@ class Place:
     def tidy(self, digest: str) -> None:
         """Drop what only a job that is not done needs."""
         shutil.rmtree(self.of(digest) / CHECKPOINTS, ignore_errors=True)
-        for partial in self.of(digest).glob(".*.partial"):
-            partial.unlink(missing_ok=True)
+        drop_partials(self.of(digest))
 
 
 def perform(job: Job, place: Place) -> dict[str, Any]:
@@ -115,7 +114,7 @@ def perform(job: Job, place: Place) -> dict[str, Any]:
         result["test_count"] = len(_data_of(str(job.model["data"])).test_labels)
         result["warnings"] = sorted({str(warning.message) for warning in told})
         result["machine"] = _machine()
-        flush(folder)
+        flush_files(folder)
         write_json(folder / RESULT, result)
         place.tidy(job.digest)
         return result
@@ -379,28 +378,10 @@ def _contiguous(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
-def flush(folder: Path) -> None:
-    """Have all files of a folder, not of folders in it, on the disk: a machine that goes down keeps them."""
-    for path in (*(path for path in folder.iterdir() if path.is_file()), folder):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write JSON in one step: a kill leaves no file or a whole one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        flush(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value), encoding="utf-8")
 
 
 @cache

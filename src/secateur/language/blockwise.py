@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..budget import Budget
 from ..catalogue import CATALOGUE, find
 from ..errors import BudgetError, MethodError, NothingPruned, StoreError, UnknownName
+from ..files import drop_partials, flush, flush_files, replacing
 from ..graph.walk import modules_of, parameters_of
 from ..methods._weights import Pattern, WeightDecision, WeightMethod, WeightProblem
 from ..sparsify import weight_method
@@ -284,9 +285,8 @@ def _staging(target: Path, about: Mapping[str, Any]) -> Path:
     try:
         staging.mkdir(parents=True, exist_ok=True)
         if not record.exists() and not any(staging.glob("*.safetensors")):
-            partial = staging / f".{RECORD}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(record)
+            with replacing(record) as partial:
+                partial.write_text(text, encoding="utf-8")
         if record.read_text(encoding="utf-8") != text:
             raise StoreError(
                 f"{staging} is an unfinished run with another model, tokens or settings: repeat that call to finish "
@@ -318,7 +318,10 @@ def _finish(shards: Shards, decoder: Decoder, staging: Path, target: Path) -> Sp
         for path in sorted(shards.folder.iterdir()):
             if path.is_file() and path.name != RECORD and not path.name.endswith(WEIGHT_ENDINGS):
                 shutil.copyfile(path, staging / path.name)
+        drop_partials(staging)
+        flush_files(staging)
         staging.replace(target)
+        flush(target.parent)
     except OSError as error:
         raise StoreError(f"cannot write to {staging}: {error}. Call again to go on.") from error
     if not removed:

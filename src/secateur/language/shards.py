@@ -6,7 +6,6 @@ Tensors are read one at a time and copied out of the file, so memory holds what 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import StoreError
+from ..files import replacing
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".index.json")
@@ -90,16 +90,12 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, st
     Raises:
         StoreError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    metadata = {"format": "pt", **(notes or {})}
     try:
-        save_file({n: t.contiguous() for n, t in tensors.items()}, partial, metadata={"format": "pt", **(notes or {})})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise StoreError(f"cannot write {path}: {error}. Free some space or name another folder.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def notes_of(path: Path) -> dict[str, str]:

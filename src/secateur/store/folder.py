@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import StoreError
+from ..files import flush
 from .record import StoredModel
 
 TENSORS, RECORD = "model.safetensors", "secateur.json"
@@ -60,14 +61,14 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], describe: Callable
 def _replace(folder: Path, tensors: Mapping[str, Tensor], describe: Callable[[str, int], StoredModel]) -> None:
     tensor_part, record_part = (folder / name for name in PARTS)
     save_file(dict(tensors), tensor_part)
-    _flush(tensor_part)
+    flush(tensor_part)
     record = describe(sha256_of(tensor_part), tensor_part.stat().st_size)
     record_part.write_text(record.to_json(), encoding="utf-8")
-    _flush(record_part)
+    flush(record_part)
     os.replace(tensor_part, folder / WAITING)
     os.replace(record_part, folder / RECORD)
     os.replace(folder / WAITING, folder / TENSORS)
-    _flush(folder)
+    flush(folder)
 
 
 def settle(folder: Path) -> None:
@@ -140,11 +141,3 @@ def sha256_of(path: Path) -> str:
 
 def _is_file_of(record: StoredModel, path: Path) -> bool:
     return path.stat().st_size == record.size_bytes and sha256_of(path) == record.sha256
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

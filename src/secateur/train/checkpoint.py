@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from secateur.errors import TrainingError
+from secateur.files import flush
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         if final.exists():
             shutil.rmtree(final)
         part.rename(final)
-        _flush(folder)
+        flush(folder)
         for old in _candidates(folder)[KEPT_COUNT:]:
             shutil.rmtree(old)
     except OSError as error:
@@ -164,7 +164,7 @@ def _fill(part: Path, checkpoint: Checkpoint) -> None:
     }
     (part / _RUN).write_text(json.dumps(record, indent=1))
     for name in (_WEIGHTS, _STATE, _RUN, "."):
-        _flush(part / name)
+        flush(part / name)
 
 
 def _read(path: Path) -> Checkpoint:
@@ -214,11 +214,3 @@ def _differences(asked: Mapping[str, Any], found: Mapping[str, Any], prefix: str
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from secateur.errors import TrainingError
+from secateur.files import replacing
 
 _TREE = "secateur_state"
 
@@ -24,10 +25,9 @@ def write_state(path: Path, state: Any) -> None:
     """
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_packed(state, tensors))
-    part = path.with_name(f".{path.name}.part")
     try:
-        save_file(tensors, part, metadata={_TREE: tree})
-        part.replace(path)
+        with replacing(path) as partial:
+            save_file(tensors, partial, metadata={_TREE: tree})
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"cannot write {path}: {error}. Free some space or name another folder.") from error
 
