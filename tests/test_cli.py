@@ -439,6 +439,16 @@ def test_sensitivity_dry_run_names_the_groups_and_writes_nothing(tiny, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sensitivity_names_a_setting_or_a_method_that_does_not_suit_it(tiny, tmp_path):
+    base = ("sensitivity", tiny, "--out", tmp_path / "curves", "--dry-run")
+    wrong = run(*base, "--method", "magnitude")
+    assert wrong.exit_code == 1
+    assert "magnitude removes weights, not channels" in wrong.stderr
+    wrong = run(*base, "--set", "residual=[1]", "--set", "selection={}")
+    assert wrong.exit_code == 1
+    assert "expected" in wrong.stderr
+
+
 def test_sensitivity_refuses_to_choose_on_training_images(tmp_path):
     result = run("sensitivity", "digits_resnet", "--hold-out", 0, "--out", tmp_path / "curves")
     assert result.exit_code == 1

@@ -46,3 +46,12 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise StoreError(f"--out {target} cannot be written ({error}). Name a folder that can.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def checkpoints_beside(target: Path | None) -> Iterator[Path | None]:
+    """Give the folder for checkpoints of what will be `target`; it is removed if the block comes to its end."""
+    folder = None if target is None else target.with_name(f"{target.name}.checkpoints")
+    yield folder
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)

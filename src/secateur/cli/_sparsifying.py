@@ -2,57 +2,43 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from .. import store
 from ..budget import Budget
 from ..errors import ModelError
 from ..methods import Pattern
-from ..source import Source
-from ..sparsify import SparseResult
-from ..sparsify import sparsify as sparsify_model
-from ._folder import new_folder
-from ._pruning import data_and_task, details_of, made_method
+from ..sparsify import SparseResult, sparsify
+from ..train.attachment import Attachment
+from ._cutting import Request, data_and_task
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the options ask for.
+class SparsifyRequest(Request[SparseResult]):
+    """What the options of `secateur sparsify` ask for.
 
     Attributes:
-        source: model and data.
-        method: name of the method.
-        settings: its settings that differ from the paper's.
         budget: how much goes; None = what the pattern says.
         pattern: N:M, or None.
         protect: modules and parameters that stay whole.
         include: further parameters that can lose weights.
-        batch_size: images in a batch.
     """
 
-    source: Source
-    method: str
-    settings: Mapping[str, Any]
+    removes = "weights"
+
     budget: Budget | None
     pattern: Pattern | None
     protect: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
-    batch_size: int = 128
-    made: Any = field(init=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "made", made_method(self.method, self.settings, self.source, removes="weights"))
-
-    def sparsify(self, model: nn.Module) -> SparseResult:
+    def cut(self, model: nn.Module) -> SparseResult:
         """Set weights to zero; see `secateur.sparsify` for the errors."""
         data, task = data_and_task(self.source, self.batch_size)
-        return sparsify_model(
+        return sparsify(
             model,
             self._example(model),
             budget=self.budget,
@@ -71,30 +57,29 @@ class Request:
         except ModelError:  # few methods ask for one; those say so
             return ()
 
+    def is_whole(self, result: SparseResult) -> bool:
+        """Whether nothing was removed, though something was asked."""
+        return not result.plan.removed_count and result.budget.remove > 0
 
-def facts_of(request: Request, result: SparseResult) -> dict[str, Any]:
-    """Return what came of it as plain values."""
-    budget, kept = result.budget, result.plan.kept
-    return {
-        "model": request.source.name,
-        "method": request.method,
-        "settings": dict(request.settings),
-        "budget": {"remove": budget.remove, "of": budget.of, "removed": result.removed},
-        "pattern": None if request.pattern is None else str(request.pattern),
-        "params": result.param_count,
-        "zeros": result.plan.removed_count,
-        "weights": {name: {"before": mask.numel(), "after": int(mask.count_nonzero())} for name, mask in kept.items()},
-        "seed": request.source.seed,
-    }
+    def found(self, result: SparseResult) -> dict[str, Any]:
+        """Return what came of it as plain values."""
+        budget, kept = result.budget, result.plan.kept
+        return {
+            "budget": {"remove": budget.remove, "of": budget.of, "removed": result.removed},
+            "pattern": None if self.pattern is None else str(self.pattern),
+            "params": result.param_count,
+            "zeros": result.plan.removed_count,
+            "weights": {name: {"before": m.numel(), "after": int(m.count_nonzero())} for name, m in kept.items()},
+        }
 
+    def stages(self, model: nn.Module, result: SparseResult) -> dict[str, nn.Module]:
+        """Return the model before, and with its zeros."""
+        return {"before": model, "as_cut": result.model}
 
-def save(sparse: nn.Module, result: SparseResult, facts: dict[str, Any], target: Path) -> None:
-    """Write the sparse model, its plan and the facts to a new folder, all or nothing.
+    def attachments(self, result: SparseResult) -> Sequence[Attachment]:
+        """Return what keeps the zeros at zero."""
+        return [result.hold()]
 
-    Raises:
-        StoreError: it cannot be written.
-    """
-    with new_folder(target) as folder:
-        store.save(sparse, folder, details=details_of(facts))
+    def write(self, result: SparseResult, folder: Path) -> None:
+        """Write the plan."""
         result.plan.save(folder / "plan.safetensors")
-        (folder / "result.json").write_text(json.dumps(facts, indent=1, default=str), encoding="utf-8")

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from ..measure.execution import Executions
     from ..measure.latency import Comparison
     from ..source import Source
-    from ._pruning import Request
 
 Pruned = Annotated[
     str | None,
@@ -90,7 +89,7 @@ def bench(
     with session(as_json=as_json, verbose=verbose, quiet=False) as run:
         from ..budget import Budget, Limits
         from ..source import Source
-        from ._pruning import Request
+        from ._pruning import PruneRequest
 
         source = Source(model, weights, shape=image, class_count=classes, device=device, seed=seed)
         before = source.model()
@@ -98,7 +97,7 @@ def bench(
             after = _load(pruned, before)
         elif remove is not None:
             budget, limits = Budget(remove, of), Limits(tuple(protect or ()), min_keep, round_to)
-            after = _prune(Request(source, method, chosen, budget, limits), before)
+            after = PruneRequest(source, method, chosen, budget, limits).cut(before).model
         else:
             after = _sparsify(before, zeros, pattern, protect)
         compare: Callable[..., Comparison | Executions] = _executions if _is_sparse(before, after) else _compare
@@ -110,10 +109,6 @@ def _load(folder: str, before: nn.Module) -> nn.Module:
     from .. import store
 
     return store.load(folder, model=before)
-
-
-def _prune(request: Request, before: nn.Module) -> nn.Module:
-    return request.prune(before).model
 
 
 def _sparsify(before: nn.Module, zeros: float | None, pattern: str | None, protect: list[str] | None) -> nn.Module:

@@ -85,13 +85,13 @@ def sensitivity(
     chosen, image, fractions = pairs(settings, "--set"), shape(input_shape), _fractions(removes)
     with session(as_json=as_json, verbose=verbose, quiet=quiet, threads=threads) as run:
         from ..budget import Limits
-        from ..catalogue import find
         from ..methods.sensitivity import sensitivity as analyse
         from ..source import Source
+        from ._cutting import made_method
         from ._folder import check_free
 
         source = Source(model, weights, pretrained, image, classes, data, hold_out, device, seed)
-        target, scorer = check_free(out), find(method).make(**chosen)
+        target, scorer = check_free(out), made_method(method, chosen, source, removes="channels")
         held_out, built = source.validation("a sensitivity analysis"), source.model()
         if dry_run:
             facts = _intended(source, built, group, fractions) | {"out": str(target), "dry_run": True}

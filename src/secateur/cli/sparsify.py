@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -33,16 +32,7 @@ from ._options import (
     pairs,
     shape,
 )
-from ._session import NOTHING_REMOVED, Session, session
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import nn
-
-    from ..sparsify import SparseResult
-    from ..train import Recipe
-    from ._sparsifying import Request
+from ._session import session
 
 RemoveOrNot = Annotated[
     float | None,
@@ -106,77 +96,17 @@ def sparsify(
     with session(as_json=as_json, verbose=verbose, quiet=quiet, threads=threads) as run:
         from ..budget import Budget
         from ..methods import Pattern
-        from ..source import Source, changed, recipe_for
+        from ..source import Source
+        from ._cutting import brief, carry_out, tuning_of
         from ._folder import check_free
-        from ._pruning import brief
-        from ._sparsifying import Request
+        from ._sparsifying import SparsifyRequest
 
         source = Source(model, weights, pretrained, image, classes, data, hold_out, device, seed)
         budget = None if remove is None else Budget(remove, of)
         blocks = None if pattern is None else Pattern.parse(pattern, uneven)
         target = None if out is None else check_free(out)
-        base = recipe_for(source, recipe, {})
-        tuning = None if finetune is None else changed(base.finetuning(finetune), given)
-        if tuning is not None:
-            source.needed_data("--finetune")
-        size = batch_size or base.batch_size or 128
+        tuning, size = tuning_of(source, recipe, finetune, given, batch_size)
         chosen = brief(method) | chosen if dry_run else chosen
         names = tuple(protect or ()), tuple(include or ())
-        request = Request(source, method, chosen, budget, blocks, *names, batch_size=size)
-        _run(run, request, tuning, target, dry_run=dry_run)
-
-
-def _run(run: Session, request: Request, tuning: Recipe | None, target: Path | None, *, dry_run: bool) -> None:
-    from ._sparsifying import facts_of
-
-    model = request.source.model()
-    result = request.sparsify(model)
-    facts = facts_of(request, result) | {"dry_run": dry_run, "out": None if target is None else str(target)}
-    if dry_run:
-        epochs = 0 if tuning is None else tuning.epochs
-        text = f"{result}\nwould fine-tune for {epochs} epochs and write {target or 'nothing'}"
-        run.result(text, facts | {"finetune": tuning and asdict(tuning)})
-    else:
-        text, facts = _complete(run, request, model, result, tuning, target, facts)
-        run.result(text, facts)
-    if not result.plan.removed_count and result.budget.remove > 0:
-        raise typer.Exit(NOTHING_REMOVED)
-
-
-def _complete(
-    run: Session,
-    request: Request,
-    model: nn.Module,
-    result: SparseResult,
-    tuning: Recipe | None,
-    target: Path | None,
-    facts: dict[str, Any],
-) -> tuple[str, dict[str, Any]]:
-    from ._pruning import checkpoints_beside, finish
-    from ._sparsifying import save
-
-    lines = [str(result)]
-    with checkpoints_beside(target) as folder:
-        sparse, found = finish(
-            request.source,
-            result.model,
-            tuning,
-            before={"before": model, "as_cut": result.model},
-            batch_size=request.batch_size,
-            folder=folder,
-            progress=run.progress,
-            attachments=[result.hold()],
-        )
-        facts = facts | {
-            "data": request.source.data_name,
-            "test": found and asdict(found),
-            "finetune": tuning and asdict(tuning),
-        }
-        if found is not None:
-            lines.append(str(found))
-        if target is not None:
-            save(sparse, result, facts, target)
-            lines.append(f"saved {target}")
-    if target is None:
-        run.note("nothing was saved: give --out DIR to keep the sparse model")
-    return "\n".join(lines), facts
+        request = SparsifyRequest(source, method, chosen, budget, blocks, *names, batch_size=size)
+        carry_out(run, request, tuning, target, dry_run=dry_run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,23 +112,23 @@ def _train_and_save(
     run: Session, source: Source, recipe: Recipe, model: nn.Module, target: Path, *, tracking: Tracking | None
 ) -> dict[str, Any]:
     from ..train import evaluate, fit
+    from ._folder import checkpoints_beside
 
     loaders = source.loaders("training", recipe.batch_size or 128, augment=True)
-    checkpoints = target.with_name(f"{target.name}.checkpoints")
-    result = fit(
-        model,
-        loaders.train,
-        source.task,
-        recipe,
-        checkpoint_dir=checkpoints,
-        run_id=f"{source.name} on {source.data_name}, hold-out {source.hold_out}, from {source.weights}",
-        progress=run.progress,
-        tracking=tracking,
-    )
-    metric = evaluate(model, loaders.test, source.task, progress=run.progress)
-    facts = _outcome(result, metric)
-    _save(model, target, _plan(source, recipe, model) | facts)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    with checkpoints_beside(target) as checkpoints:
+        result = fit(
+            model,
+            loaders.train,
+            source.task,
+            recipe,
+            checkpoint_dir=checkpoints,
+            run_id=f"{source.name} on {source.data_name}, hold-out {source.hold_out}, from {source.weights}",
+            progress=run.progress,
+            tracking=tracking,
+        )
+        metric = evaluate(model, loaders.test, source.task, progress=run.progress)
+        facts = _outcome(result, metric)
+        _save(model, target, _plan(source, recipe, model) | facts)
     return facts
 
 
