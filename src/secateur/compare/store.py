@@ -73,6 +73,7 @@ DETAIL = (
     "widths",
     "recipe",
     "resumed_from",
+    "shared_with",
     "latency",
     "warnings",
     "machine",
