@@ -49,6 +49,22 @@ def test_a_control_that_is_named_is_not_added_and_may_be_left_out(tmp_path):
     assert [m.name for m in without.compared] == ["l1_filter", "magnitude"]
 
 
+def test_a_method_may_have_recoveries_of_its_own(tmp_path):
+    text = GOOD.replace('name = "magnitude"', 'name = "magnitude"\nrecoveries = ["distill"]')
+    experiment = read_experiment(written(tmp_path, text))
+    assert experiment.every_recovery == ("finetune", "scratch_b", "distill")
+    ways = {(job.method["name"], job.recovery) for job in jobs_of(experiment) if job.kind == "recover"}
+    assert {way for name, way in ways if name == "magnitude"} == {"distill"}
+    assert {way for name, way in ways if name == "random_weights"} == {"finetune", "scratch_b"}
+    cuts = [
+        {job.digest for job in jobs_of(one) if job.kind == "cut"}
+        for one in (experiment, read_experiment(written(tmp_path)))
+    ]
+    assert cuts[0] == cuts[1], "what follows a cut does not change it"
+    with pytest.raises(ExperimentError, match=r"line 19: methods\.1\.recoveries.*distill"):
+        read_experiment(written(tmp_path, text.replace('["distill"]', '["distil"]')))
+
+
 def test_jobs_share_one_dense_network_a_seed_and_one_cut_for_all_recoveries(tmp_path):
     jobs = jobs_of(read_experiment(written(tmp_path)))
     kinds = [job.kind for job in jobs]

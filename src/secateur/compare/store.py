@@ -74,6 +74,7 @@ DETAIL = (
     "widths",
     "recipe",
     "resumed_from",
+    "shared_with",
     "latency",
     "warnings",
     "machine",
