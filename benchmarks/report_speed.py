@@ -96,7 +96,6 @@ def row(job: Job, draw: random.Random) -> dict[str, Any]:
         "removed": budget["remove"],
         "verification_error": 1e-15,
         "epochs": 40,
-        "train_macs": round(1.6e9 * left),
         "seconds": 60.0,
         "finished": 0.0,
     }

@@ -54,7 +54,6 @@ def result_of(job):
         "metric": level + 0.0005 * ((job.seed + list(LEVELS).index(job.recovery or "dense")) % 3 - 1),
         "costs": BEFORE if job.kind == "dense" else AFTER,
         "epochs": epochs,
-        "train_macs": epochs * 100,
         "seconds": 1.5,
         "test_count": 10_000,
         "history": [[epoch + 1, 1.0 / (epoch + 1) + 0.1 * draw.random(), 0.1, 0.1] for epoch in range(epochs)],

@@ -59,7 +59,7 @@ def test_what_is_done_gives_the_time_and_the_exact_costs_of_the_rest(tmp_path, d
     assert (tuned.status, tuned.is_exact) == ("to do", True)
     assert tuned.train_macs == PASSES * images * AFTER["macs"]
     assert told["dense"].seconds == 1.5
-    second_per_mac = 1.5 / (PASSES * images * 200)
+    second_per_mac = 1.5 / (PASSES * images * 2 * BEFORE["macs"])
     assert tuned.seconds == pytest.approx(tuned.train_macs * second_per_mac)
     total = totals(list(told.values()), jobs=2)
     assert (total["jobs"], total["left"]) == (4, 2)

@@ -75,6 +75,13 @@ def test_differences_are_those_of_the_analysis(findings):
     assert cell == f"{100 * gap.mean:+.2f} [{100 * gap.low:+.2f}, {100 * gap.high:+.2f}] better"
 
 
+def test_training_after_the_cut_is_a_share_of_the_dense_networks(findings):
+    """Three epochs of 368,128 multiply-adds an image, beside two of 747,136."""
+    table = table_of(findings, "as a share of the dense network's training")
+    (row,) = [row for row in table.rows if row[0] == "l1_filter"]
+    assert row[table.columns.index("fine-tuned")] == f"3 ({3 * 368_128 / (2 * 747_136):.0%})" == "3 (74%)"
+
+
 def test_budgets_asked_and_got_and_the_largest_error(findings):
     rows = {row[0]: row for row in table_of(findings, "asked and got").rows}
     assert rows["l1_filter"][1:] == ("50% of MACs", "50.70%", "368,128", "36,726", "2.0e-16")

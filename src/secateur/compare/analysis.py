@@ -65,7 +65,8 @@ class Outcome:
         params: mean over seeds.
         removed: mean fraction of what the budget counts.
         epochs: that were trained after the cut.
-        train_macs: of that training, for one sample of each epoch; mean over seeds.
+        effort: epochs times multiply-adds of one sample, mean over seeds; of two that train on the same images, their
+            shares of all multiply-adds are as these.
         verification_error: the largest of all seeds; None where nothing was verified.
         test_count: samples that the metric is a mean of; None = not known.
         as_cut: seed -> test metric before any repair, where it is known.
@@ -77,7 +78,7 @@ class Outcome:
     params: float
     removed: float | None
     epochs: int | None
-    train_macs: float | None
+    effort: float | None
     verification_error: float | None
     test_count: int | None = None
     as_cut: Mapping[int, float] = field(default_factory=dict)
@@ -144,6 +145,7 @@ def _outcome(cell: Cell, rows: Sequence[Mapping[str, Any]]) -> Outcome:
         found = known(name)
         return statistics.fmean(found) if found else None
 
+    efforts = [row["epochs"] * row["macs"] for row in rows if row["epochs"] is not None]
     return Outcome(
         cell,
         {row["seed"]: row["metric"] for row in rows},
@@ -151,7 +153,7 @@ def _outcome(cell: Cell, rows: Sequence[Mapping[str, Any]]) -> Outcome:
         mean("params") or 0.0,
         mean("removed"),
         max(known("epochs"), default=None),
-        mean("train_macs"),
+        statistics.fmean(efforts) if efforts else None,
         max(known("verification_error"), default=None),
         next(iter(known("test_count")), None),
         {row["seed"]: row["metric_as_cut"] for row in rows if row["metric_as_cut"] is not None},

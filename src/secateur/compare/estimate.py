@@ -103,8 +103,8 @@ class _Known:
         return self._speeds[key]
 
     def _found(self, key: tuple[str, str], images: int) -> float | None:
-        own = [r for r in self.rows.values() if (r.model, r.data) == key and r.status == DONE and r.train_macs]
-        macs = sum(PASSES * images * row.train_macs for row in own)
+        own = [r for r in self.rows.values() if (r.model, r.data) == key and r.status == DONE and r.epochs]
+        macs = sum(training_macs(row.epochs, images, row.macs) for row in own)
         return sum(row.seconds for row in own) / macs if macs else None
 
 
@@ -117,24 +117,36 @@ def _dense_macs(job: Job, known: dict[str, int]) -> int:
     return known[part.name + part.data]
 
 
+def training_macs(epochs: int, images: int, macs: int) -> int:
+    """Return the multiply-adds of a training, forward and backward.
+
+    Args:
+        epochs: how many.
+        images: in each.
+        macs: of one image, forward.
+    """
+    return PASSES * epochs * images * macs
+
+
 def _train_macs(job: Job, dense: int, result: Callable[[str], Mapping[str, Any] | None]) -> tuple[int, bool]:
     """Return the multiply-adds of a job's training, and whether they are exact."""
-    each = PASSES * images_of(job)
+    images = images_of(job)
     part = ModelPart.model_validate(job.model)
     if job.kind == "latency":
         return 0, True
     if job.kind == "dense":
-        return each * (0 if part.weights else part.base_recipe(job.seed).epochs) * dense, True
+        return training_macs(0 if part.weights else part.base_recipe(job.seed).epochs, images, dense), True
     if job.kind == "cut":
         made = MethodPart.model_validate(job.method)
         recipe = getattr(CATALOGUE[made.name].make(**made.settings), "recipe", None)
         trains = "training" in CATALOGUE[made.name].needs
         epochs = _epochs(recipe) if isinstance(recipe, Recipe) else 0
-        return each * epochs * dense, isinstance(recipe, Recipe) or not trains
+        return training_macs(epochs, images, dense), isinstance(recipe, Recipe) or not trains
     found = result(job.needs[0])
     assert job.budget is not None
     left = round(dense * (1 - job.budget["remove"])) if found is None else int(found["costs"]["macs"])
-    return each * _epochs(recipe_of(job, macs_before=dense, macs_after=max(left, 1))) * left, found is not None
+    epochs = _epochs(recipe_of(job, macs_before=dense, macs_after=max(left, 1)))
+    return training_macs(epochs, images, left), found is not None
 
 
 def _epochs(recipe: Recipe) -> int:

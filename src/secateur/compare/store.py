@@ -54,7 +54,6 @@ COLUMNS = {
     "latency_64_ms": "REAL",
     "latency_64_before_ms": "REAL",
     "epochs": "INTEGER",
-    "train_macs": "INTEGER",
     "seconds": "REAL",
     "error": "TEXT",
     "finished": "REAL",
@@ -66,7 +65,6 @@ DIRECT = (
     "removed",
     "verification_error",
     "epochs",
-    "train_macs",
     "seconds",
 )
 DETAIL = (

@@ -12,7 +12,7 @@ from ..train.tracking import Tracking, Tracks, tracked
 from .store import DONE, ResultStore, Row
 
 SETTINGS = ("digest", "kind", "model", "data", "method", "label", "of_what", "remove", "recovery", "seed")
-COSTS = ("macs", "params", "bytes", "removed", "train_macs", "verification_error")
+COSTS = ("macs", "params", "bytes", "removed", "epochs", "verification_error")
 
 
 def show(store: ResultStore, tracking: Tracking, experiment: str | None = None) -> int:

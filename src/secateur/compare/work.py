@@ -144,8 +144,7 @@ class _Work:
         else:
             found = self._train_dense(model)
         save_file(_contiguous(model.state_dict()), self.folder / MODEL)
-        costs = asdict(graph.costs())
-        return found | {"metric": self._test(model), "costs": costs, "train_macs": found["epochs"] * costs["macs"]}
+        return found | {"metric": self._test(model), "costs": asdict(graph.costs())}
 
     def _train_dense(self, model: nn.Module) -> dict[str, Any]:
         """Train, and keep the weights that rewinding goes back to."""
@@ -250,9 +249,8 @@ class _Work:
         held = [] if masks is None else [HeldZeros(masks)]
         found = self._train(small, recipe, held, task)
         save_file(_contiguous(small.state_dict()), self.folder / MODEL)
-        macs = cut["costs"]["macs"]
         inherited = {key: cut[key] for key in INHERITED}
-        return found | inherited | {"metric": self._test(small), "train_macs": found["epochs"] * macs}
+        return found | inherited | {"metric": self._test(small)}
 
     def _train(
         self, model: nn.Module, recipe: Recipe, attachments: Sequence[Attachment], task: Task | None = None

@@ -145,7 +145,7 @@ def effort_table(findings: Findings, case: Case, cuts: Sequence[Cell]) -> Table:
     """Return how long each way trained, in epochs and multiply-adds relative to the dense network."""
     recoveries = [name for name in findings.experiment.every_recovery if name != "none"]
     dense = findings.by_cell.get(Cell(*case))
-    whole = None if dense is None else dense.train_macs
+    whole = None if dense is None else dense.effort
     rows = []
     for cut in cuts:
         cells = [findings.by_cell.get(with_recovery(cut, name)) for name in recoveries]
@@ -161,7 +161,7 @@ def effort_table(findings: Findings, case: Case, cuts: Sequence[Cell]) -> Table:
 def _effort(one: Outcome | None, whole: float | None) -> str:
     if one is None or one.epochs is None:
         return NOTHING
-    share = f" ({one.train_macs / whole:.0%})" if one.train_macs and whole else ""
+    share = f" ({one.effort / whole:.0%})" if one.effort and whole else ""
     return f"{one.epochs}{share}"
 
 
