@@ -13,13 +13,12 @@ import torch
 
 from ..catalogue import CATALOGUE
 from ..graph.groups import trace
-from ..source import Source
 from ..train import Recipe
 from ..train.randomness import same_randomness_after
 from .jobs import Job, jobs_of
 from .spec import Experiment, MethodPart, ModelPart
 from .store import DONE, FILE, ResultStore, Row
-from .work import Place, images_of, recipe_of
+from .work import Place, images_of, recipe_of, source_of
 
 PASSES = 3  # forward, and backward to the inputs and to the weights
 MEASURED_S = 0.5
@@ -111,7 +110,7 @@ class _Known:
 def _dense_macs(job: Job, known: dict[str, int]) -> int:
     part = ModelPart.model_validate(job.model)
     if part.name + part.data not in known:
-        source = Source(part.name, data_name=part.data)
+        source = source_of(job)
         model = source.model().eval()
         known[part.name + part.data] = trace(model, source.example(model)).costs().macs
     return known[part.name + part.data]
@@ -156,7 +155,7 @@ def _epochs(recipe: Recipe) -> int:
 def _measured(job: Job) -> float:
     """Seconds of one multiply-add, of a few training steps of the dense network on noise."""
     part = ModelPart.model_validate(job.model)
-    source = Source(part.name, data_name=part.data, seed=job.seed)
+    source = source_of(job)
     model = source.model().eval()
     size = part.base_recipe(job.seed).batch_size or 128
     batch, macs = source.example(model, size), PASSES * size * trace(model, source.example(model)).costs().macs

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .. import data as data_sets
 from ..budget import Budget
 from ..catalogue import CATALOGUE
+from ..data import ImageData
 from ..errors import ExperimentError
 from ..files import drop_partials, flush_files, replacing
 from ..graph.groups import ChannelGraph, trace
@@ -127,8 +129,7 @@ class _Work:
     def __init__(self, job: Job, place: Place, folder: Path) -> None:
         self.job, self.place, self.folder = job, place, folder
         self.model_part = ModelPart.model_validate(job.model)
-        data, class_count = self.model_part.data, None
-        self.source = _source(self.model_part.name, data, class_count, job.hold_out, job.seed)
+        self.source = source_of(job)
         self.base_recipe = self.model_part.base_recipe(job.seed)
 
     def run(self) -> dict[str, Any]:
@@ -360,24 +361,29 @@ def structure_of(model: nn.Module) -> str:
     return digest_of([str(model), {name: list(tensor.shape) for name, tensor in state.items()}, whole])
 
 
+class _Source(Source):
+    """A source that shares its data set with all others of this process: a worker reads it once."""
+
+    @cached_property
+    def data(self) -> ImageData | None:
+        """The data set."""
+        return None if self.data_name is None else _data_of(self.data_name)
+
+
+def source_of(job: Job) -> Source:
+    """Return the model and the data of a job."""
+    model = job.model
+    return _Source(str(model["name"]), data_name=str(model["data"]), hold_out=job.hold_out, seed=job.seed)
+
+
 def images_of(job: Job) -> int:
     """Return how many images a job trains on, all but the held-out ones."""
-    source = _source(str(job.model["name"]), str(job.model["data"]), None, job.hold_out, job.seed)
-    return len(source.training("comparing").train_labels)
+    return len(source_of(job).training("comparing").train_labels)
 
 
 @cache
-def _source(name: str, data: str, class_count: int | None, hold_out: float, seed: int) -> Source:
-    """Sources are kept, so that a worker reads a data set once."""
-    found = Source(name, class_count=class_count, data_name=data, hold_out=hold_out, seed=seed)
-    first = _data_of(data)
-    object.__setattr__(found, "data", first)
-    return found
-
-
-@cache
-def _data_of(name: str) -> Any:
-    return Source("", data_name=name).data
+def _data_of(name: str) -> ImageData:
+    return data_sets.resolve(name)
 
 
 def _contiguous(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
