@@ -8,19 +8,21 @@ Our own loop, other libraries' callbacks and hand-written loops call the same ob
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
-from ..train.attachment import Attachment
+from ..train.attachment import Attachment, Moment
 from ..train.schedules import Recipe
 from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for
 from ._sensitivity_measure import clone
+from ._taking_part import check_optimizer
 from ._training import train_
 from ._watch import Watch
 
@@ -34,11 +36,22 @@ class Attached(Attachment):
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
+        self._optimizer_seen: torch.optim.Optimizer | None = None
 
     @property
     def model(self) -> nn.Module:
         """The model that is trained."""
         return self.problem.model
+
+    def check_optimizer(self, method: str, moment: Moment, names: Iterable[str]) -> None:
+        """Check, at the first call with an optimizer, that it moves all trainable parameters that the method works on.
+
+        Raises:
+            MethodError: see `_taking_part.check_optimizer`.
+        """
+        if self._optimizer_seen is not moment.optimizer:
+            check_optimizer(method, moment, names)
+            self._optimizer_seen = moment.optimizer
 
     def standing(self) -> Standing | None:
         """Return where channels stand now, and change nothing; None = this method does not say."""

@@ -265,7 +265,7 @@ def blocks_of(model: nn.Module, weights: Sequence[Weight]) -> dict[str, str]:
     return found
 
 
-def check_settings(scope: Scope, together: str, scopes: Sequence[str]) -> None:
+def check_front_to_back(scope: Scope, together: str, scopes: Sequence[str]) -> None:
     """Raise `MethodError` unless these are settings that a method which goes front to back can follow."""
     check_scope(scope)
     if isinstance(scope, str) and scope not in scopes:

@@ -25,7 +25,7 @@ from ._filters import positions_in
 from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_scores
-from ._taking_part import check_settings, own_state, settings_of
+from ._taking_part import check_same_settings, own_state, settings_of
 
 log = logging.getLogger(__name__)
 SMALL = 1e-3  # of the largest scale: below this a penalty has done its work. Ours; it decides over messages only.
@@ -258,7 +258,7 @@ class ScaleRun(Attached):
         Raises:
             MethodError: it is another.
         """
-        check_settings(self.name, own_state(state, self.name)["settings"], settings_of(self.method))
+        check_same_settings(self.name, own_state(state, self.name)["settings"], settings_of(self.method))
 
 
 def folded(decision: Decision, problem: Problem) -> Decision:

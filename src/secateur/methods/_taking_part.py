@@ -48,7 +48,7 @@ def settings_of(method: Any) -> dict[str, str]:
     return {each.name: repr(getattr(method, each.name)) for each in fields(method) if each.name != "recipe"}
 
 
-def check_settings(method: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
+def check_same_settings(method: str, there: Mapping[str, str], here: Mapping[str, str]) -> None:
     """Check that a run that is taken up had the same settings.
 
     Raises:

@@ -5,7 +5,7 @@ Two element-wise passes per step over the weights that it acts on, however many 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..errors import MethodError
 from ..graph.groups import ChannelGraph
 from ..graph.walk import parameters_of
+from ..plan import Plan
 from ._filters import JointFilters, positions_in
-from ._zeroed import is_size
+from ._zeroed import is_size, take_out_
 
 
 def filters_of(model: nn.Module, graph: ChannelGraph, name: str, *, with_biases: bool = False) -> JointFilters:
@@ -65,13 +66,15 @@ def laid_out(model: nn.Module, filters: JointFilters, rows: Tensor) -> dict[str,
     return found
 
 
-def zero_filters_(model: nn.Module, filters: JointFilters, gone: list[int]) -> None:
-    """Zero whole filters, in place."""
-    rows = torch.zeros(filters.width, filters.size)
-    rows[gone] = 1.0
-    with torch.no_grad():
-        for name, mask in laid_out(model, filters, rows).items():
-            model.get_parameter(name).masked_fill_(mask != 0, 0.0)
+def take_filters_out_(model: nn.Module, graph: ChannelGraph, plan: Plan, filters: Iterable[JointFilters]) -> None:
+    """Zero the filters that a plan removes, in place, and let the layers that read them take over what they put out."""
+    for own in filters:
+        rows = torch.zeros(own.width, own.size)
+        rows[list(plan.removed(own.group))] = 1.0
+        with torch.no_grad():
+            for name, mask in laid_out(model, own, rows).items():
+                model.get_parameter(name).masked_fill_(mask != 0, 0.0)
+    take_out_(model, graph, plan)
 
 
 @dataclass

@@ -65,8 +65,8 @@ from ._filter_masks import maskable
 from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_counts
-from ._settings import check_settings as check_ranges
-from ._taking_part import check_optimizer, check_settings, own_state, settings_of
+from ._settings import check_settings
+from ._taking_part import check_same_settings, own_state, settings_of
 from ._training import HeldAtZero
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class AutoPruner:
             "search": (0 < self.search <= 1, "a fraction of the epochs in (0, 1]"),
             "allocation": (self.scope == "net" or not is_by_codes, "a count per layer, or scope='net'"),
         }
-        check_ranges(self, ranges)
+        check_settings(self, ranges)
 
     def attach(self, problem: Problem) -> Attached:
         """Return what gates the channels of `problem.model` while it trains, through hooks until `finish`.
@@ -188,7 +188,6 @@ class _Coding(Attached):
         self._scores: dict[str, Tensor] = {}
         self._gone: dict[str, list[int]] = {}
         self._hold: HeldAtZero | None = None
-        self._is_checked = False
         self._optimizer = self._make_optimizer()
         self._gates = Gates(self.model, list(self._readers.values()), self._gate)
 
@@ -203,10 +202,8 @@ class _Coding(Attached):
 
     def after_backward(self, moment: Moment) -> None:
         """Average the coding layers' gradients over the processes."""
-        if not self._is_checked:
-            readers_ = (place.tensor for code in self._codes.values() for place in code.sides.readers)
-            check_optimizer(NAME, moment, readers_)
-            self._is_checked = True
+        readers_ = (place.tensor for code in self._codes.values() for place in code.sides.readers)
+        self.check_optimizer(NAME, moment, readers_)
         own = [p for code in self._active for p in (code.layer.weight, code.layer.bias) if p.grad is not None]
         for parameter, gradient in zip(own, averaged_over_processes([_gradient(p) for p in own]), strict=True):
             parameter.grad = gradient
@@ -296,7 +293,7 @@ class _Coding(Attached):
             MethodError: it is the state of another method, or of this one on another model.
         """
         own = own_state(state, NAME)
-        check_settings(NAME, own["settings"], settings_of(self._method))
+        check_same_settings(NAME, own["settings"], settings_of(self._method))
         if own["codes"].keys() != self._codes.keys():
             raise MethodError(
                 f"{NAME} was given codes of {list(own['codes'])[:4]} to go on from, and codes "

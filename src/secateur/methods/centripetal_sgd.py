@@ -58,6 +58,7 @@ from ._channel_sides import Place, Sides, channel_sides
 from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, projection
+from ._settings import check_settings
 from ._taking_part import check_optimizer, own_state
 
 log = logging.getLogger(__name__)
@@ -205,11 +206,12 @@ class CentripetalSgd:
     recipe: Recipe = PAPER_RECIPE
 
     def __post_init__(self) -> None:
-        if self.clusters not in CLUSTERS:
-            raise MethodError(f"clusters={self.clusters!r}: expected one of {', '.join(CLUSTERS)}.")
-        for name in ("strength", "vector_scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise MethodError(f"{name}={getattr(self, name)!r}: expected a number above 0.")
+        ranges = {
+            "clusters": (self.clusters in CLUSTERS, f"one of {', '.join(CLUSTERS)}"),
+            "strength": (0 < self.strength < math.inf, "a number above 0"),
+            "vector_scale": (0 < self.vector_scale < math.inf, "a number above 0"),
+        }
+        check_settings(self, ranges)
 
     def decide(self, problem: Problem) -> Decision:
         """Train a copy and trim it; the decision's model has every copy's columns summed into the filter that stays.

@@ -37,7 +37,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MethodError
 from ..train.attachment import Moment
 from ..train.schedules import Recipe
 from ._attached import Attached, counts_now, train_and_decide
@@ -45,7 +44,8 @@ from ._coupled_slices import CoupledSlices
 from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_scores
-from ._taking_part import check_optimizer, own_state
+from ._settings import check_settings
+from ._taking_part import own_state
 from ._weight_pull import WeightPull
 
 NAME = "depgraph_group_norm"
@@ -129,9 +129,7 @@ class DepgraphGroupNorm:
             "power": (0 < self.power < math.inf, "a number > 0"),
             "alpha": (0 <= self.alpha < math.inf, "a number >= 0"),
         }
-        for name, (is_valid, wanted) in ranges.items():
-            if not is_valid:
-                raise MethodError(f"{name}={getattr(self, name)!r}: expected {wanted}.")
+        check_settings(self, ranges)
 
     def attach(self, problem: Problem) -> Attached:
         """Return what presses on small channels of `problem.model`.
@@ -167,7 +165,6 @@ class _Pressing(Attached):
         self._slices = CoupledSlices.of(problem.model, problem.graph, names)
         self._sizes: Mapping[str, Tensor] | None = None  # of this epoch, from its first step on
         self._pull: WeightPull | None = None
-        self._is_checked = False
         # A budget out of reach is told before training; the allocation by sensitivity would read data for it.
         allocation = "uniform" if method.allocation == "sensitivity" else method.allocation
         counts_for(problem, names, allocation, self._scores())
@@ -176,9 +173,7 @@ class _Pressing(Attached):
         """Add lambda gamma w to the gradients."""
         if self._method.penalty == 0:
             return
-        if not self._is_checked:
-            check_optimizer(NAME, moment, self._slices.tensors)
-            self._is_checked = True
+        self.check_optimizer(NAME, moment, self._slices.tensors)
         if self._pull is None:
             self._sizes = self._sizes or self._measured()
             factors = {

@@ -52,7 +52,8 @@ from ._filter_masks import FilterMasks, mask_gradient, maskable
 from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_counts
-from ._taking_part import check_optimizer, own_state
+from ._settings import check_settings
+from ._taking_part import own_state
 
 log = logging.getLogger(__name__)
 
@@ -92,11 +93,12 @@ class GlobalDynamic:
     recipe: Recipe = PAPER_RECIPE
 
     def __post_init__(self) -> None:
-        for name in ("interval", "window"):
-            if not getattr(self, name) >= 1:
-                raise MethodError(f"{name}={getattr(self, name)!r}: expected a number of steps, 1 or more.")
-        if not 0 < self.search <= 1:
-            raise MethodError(f"search={self.search!r}: expected a fraction of the epochs in (0, 1].")
+        ranges = {
+            "interval": (self.interval >= 1, "a number of steps, 1 or more"),
+            "window": (self.window >= 1, "a number of steps, 1 or more"),
+            "search": (0 < self.search <= 1, "a fraction of the epochs in (0, 1]"),
+        }
+        check_settings(self, ranges)
 
     def decide(self, problem: Problem) -> Decision:
         """Train a copy under masks; the decision's model is that copy, whose masked columns are zero.
@@ -143,13 +145,10 @@ class Masking(Attached):
         self.scores: Tensor | None = None  # T that the masks were set by
         self.kept: Tensor | None = None  # (filters,) bool; None = all open, never set
         self.is_fixed = False
-        self.is_checked = False
 
     def after_backward(self, moment: Moment) -> None:
         """Take T of this step into the mean, and hold back the gradients of what is masked."""
-        if not self.is_checked:
-            check_optimizer("global_dynamic", moment, self.masks.readers)
-            self.is_checked = True
+        self.check_optimizer("global_dynamic", moment, self.masks.readers)
         with torch.no_grad():
             if not self.is_fixed:
                 self._take()

@@ -49,7 +49,7 @@ from ..train.schedules import RECIPES, Recipe
 from ..weight_plan import WeightPlan
 from ._attached_weights import AttachedWeights, train_and_choose
 from ._stages import choose_part
-from ._taking_part import check_settings, own_state, settings_of
+from ._taking_part import check_same_settings, own_state, settings_of
 from ._weight_choice import Scope, check_scope, choose
 from ._weights import WeightDecision, WeightProblem
 
@@ -251,7 +251,7 @@ class _Gradual(AttachedWeights):
             PlanError: it is of another model.
         """
         own = own_state(state, NAME)
-        check_settings(NAME, own["settings"], self._settings())
+        check_same_settings(NAME, own["settings"], self._settings())
         plan = plan_in(own["masks"])
         plan.check(self.model)
         parameters = parameters_of(self.model, shared=True)

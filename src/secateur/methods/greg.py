@@ -37,7 +37,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MethodError
 from ..plan import Plan
 from ..train.attachment import Moment
 from ..train.schedules import Recipe
@@ -48,8 +47,7 @@ from ._scores import Allocation, counts_for, eligible, plan_from_counts
 from ._settings import check_settings
 from ._taking_part import check_optimizer, own_state
 from ._training import HeldAtZero
-from ._weight_pull import WeightPull, filters_of, laid_out, zero_filters_
-from ._zeroed import take_out_
+from ._weight_pull import WeightPull, filters_of, laid_out, take_filters_out_
 
 log = logging.getLogger(__name__)
 NAME = "greg"
@@ -112,12 +110,10 @@ class Greg:
     recipe: Recipe = PAPER
 
     def __post_init__(self) -> None:
-        if self.variant not in (1, 2):
-            raise MethodError(f"variant={self.variant!r}: expected 1 or 2.")
-        for name in ("growth", "ceiling", "choice_growth", "choice_ceiling"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise MethodError(f"{name}={getattr(self, name)!r}: expected a number > 0.")
+        growths = ("growth", "ceiling", "choice_growth", "choice_ceiling")
         ranges = {
+            "variant": (self.variant in (1, 2), "1 or 2"),
+            **{name: (0 < getattr(self, name) < math.inf, "a number > 0") for name in growths},
             "update_steps": (self.update_steps >= 1, "a whole number >= 1"),
             "kept_penalty": (math.isfinite(self.kept_penalty), "a finite number"),
             "small_enough": (self.small_enough > 1, "a number > 1"),
@@ -320,9 +316,7 @@ class _Growing(Attached):
 
     def _cut(self) -> None:
         plan = self._plan()
-        for name, filters in self._filters.items():
-            zero_filters_(self.model, filters, list(plan.removed(name)))
-        take_out_(self.model, self.problem.graph, plan)
+        take_filters_out_(self.model, self.problem.graph, plan, self._filters.values())
         self._state.is_cut, self._pull, self._masks = True, None, None
 
     def _tell(self) -> None:

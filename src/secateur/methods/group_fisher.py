@@ -51,7 +51,8 @@ from ._filter_masks import FilterMasks, mask_gradient, maskable
 from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_counts
-from ._taking_part import check_optimizer, own_state
+from ._settings import check_settings
+from ._taking_part import own_state
 from ._training import HeldAtZero
 
 log = logging.getLogger(__name__)
@@ -126,12 +127,13 @@ class GroupFisher:
     recipe: Recipe = PAPER
 
     def __post_init__(self) -> None:
-        for name in ("interval", "channels_per_removal"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise MethodError(f"{name}={value!r}: expected a whole number >= 1.")
-        if self.per not in SAVINGS:
-            raise MethodError(f"per={self.per!r}: expected one of {', '.join(SAVINGS)}.")
+        step = self.channels_per_removal
+        ranges = {
+            "interval": (isinstance(self.interval, int) and self.interval >= 1, "a whole number >= 1"),
+            "channels_per_removal": (isinstance(step, int) and step >= 1, "a whole number >= 1"),
+            "per": (self.per in SAVINGS, f"one of {', '.join(SAVINGS)}"),
+        }
+        check_settings(self, ranges)
 
     def attach(self, problem: Problem) -> Attached:
         """Return what removes channels of `problem.model` one by one while it trains.
@@ -175,13 +177,10 @@ class _Removing(Attached):
         self._gone: dict[str, list[int]] = {name: [] for name in groups}
         self._hold: HeldAtZero | None = None
         self._is_done = problem.budget.remove == 0
-        self._is_checked = False
 
     def after_backward(self, moment: Moment) -> None:
         """Take the squared gradients of the masks into s."""
-        if not self._is_checked:
-            check_optimizer(NAME, moment, self._masks.readers)
-            self._is_checked = True
+        self.check_optimizer(NAME, moment, self._masks.readers)
         if self._is_done:
             return
         with torch.no_grad():

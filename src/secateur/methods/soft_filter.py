@@ -50,7 +50,7 @@ from ._attached import Attached, train_and_decide
 from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, lowest, plan_from_counts
-from ._taking_part import check_optimizer, own_state
+from ._taking_part import own_state
 from ._zeroed import MadeBy, take_out_
 
 NAME = "soft_filter"
@@ -157,15 +157,12 @@ class _SoftFilters(Attached):
         names = eligible(problem, method.residual)
         problem.check_weights(names)
         self._made_by = MadeBy.of(problem.model, problem.graph, names)
-        self._is_checked = False
         self._scores: Mapping[str, Tensor] | None = None  # the norms at the last zeroing; None = the weights moved on
         self._kept = self._counts(self._made_by.norms(self.model))
 
     def after_backward(self, moment: Moment) -> None:
         """Refuse, once, an optimizer that would leave zeroed filters where they are."""
-        if not self._is_checked:
-            check_optimizer(NAME, moment, (w for own in self._made_by.weights.values() for w in own))
-            self._is_checked = True
+        self.check_optimizer(NAME, moment, (w for own in self._made_by.weights.values() for w in own))
 
     def after_step(self, moment: Moment) -> None:
         """Note that the weights moved."""

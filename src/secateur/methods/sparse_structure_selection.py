@@ -56,7 +56,7 @@ from ._problem import Decision, Problem
 from ._scores import eligible
 from ._settings import check_settings
 from ._structures import Factors, Structures, is_off, plan_of, removable_branches
-from ._taking_part import check_optimizer, own_state
+from ._taking_part import own_state
 
 log = logging.getLogger(__name__)
 NAME = "sparse_structure_selection"
@@ -192,8 +192,7 @@ class Selection(Attached):
 
     def after_backward(self, moment: Moment) -> None:
         """Take the gradient of the factors, and show the optimizer the weights without them."""
-        if self._step_count == 0:
-            check_optimizer(NAME, moment, self._gates.parameters)
+        self.check_optimizer(NAME, moment, self._gates.parameters)
         self._here()
         self._gradient = self._gates.take_out_(self.factors)
 

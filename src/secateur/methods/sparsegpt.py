@@ -40,7 +40,7 @@ from torch import Tensor
 from ..errors import MethodError
 from ..recovery.moments import Sampling
 from ..weight_plan import WeightPlan
-from ._calibrate import Calibration, FewSamples, Place, check_settings, laid_out_like
+from ._calibrate import Calibration, FewSamples, Place, check_front_to_back, laid_out_like
 from ._weight_choice import Scope, apportion
 from ._weights import Pattern, Weight, WeightDecision, WeightProblem
 
@@ -149,7 +149,7 @@ class SparseGPT:
     max_samples: int | None = 128
 
     def __post_init__(self) -> None:
-        check_settings(self.scope, self.together, ("layer",))
+        check_front_to_back(self.scope, self.together, ("layer",))
         if isinstance(self.damping, bool) or not 0 <= self.damping < math.inf:
             raise MethodError(f"damping={self.damping!r}: expected a fraction of the mean diagonal, >= 0, e.g. 0.01.")
         if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < 1:

@@ -43,7 +43,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MethodError
 from ..plan import Plan
 from ..train.attachment import Moment
 from ..train.schedules import Recipe
@@ -54,8 +53,7 @@ from ._scores import Allocation, counts_for, eligible, plan_from_counts
 from ._settings import check_settings
 from ._taking_part import check_optimizer, own_state
 from ._training import HeldAtZero
-from ._weight_pull import WeightPull, filters_of, zero_filters_
-from ._zeroed import take_out_
+from ._weight_pull import WeightPull, filters_of, take_filters_out_
 
 log = logging.getLogger(__name__)
 NAME = "structured_sparsity"
@@ -138,10 +136,8 @@ class StructuredSparsity:
     recipe: Recipe = PAPER
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise MethodError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(choices)}.")
         ranges = {
+            **{name: (getattr(self, name) in own, f"one of {', '.join(own)}") for name, own in CHOICES.items()},
             "penalty": (0 < self.penalty < math.inf, "a number > 0"),
             "rho": (0 < self.rho < math.inf, "a number > 0"),
             "update_steps": (self.update_steps >= 1, "a whole number >= 1"),
@@ -322,9 +318,7 @@ class _Aulm(Attached):
             self._kept = self._counts(scores)
         plan = plan_from_counts(self.problem, self._kept, scores)
         self._tell(plan, scores)
-        for name, filters in self._filters.items():
-            zero_filters_(self.model, filters, list(plan.removed(name)))
-        take_out_(self.model, self.problem.graph, plan)
+        take_filters_out_(self.model, self.problem.graph, plan, self._filters.values())
         self._settled, self._pull = (plan, scores), None
         self._splits = {}
 

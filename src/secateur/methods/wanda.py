@@ -34,7 +34,7 @@ from torch import Tensor
 
 from ..recovery.moments import Sampling
 from ..weight_plan import WeightPlan
-from ._calibrate import Calibration, Place, check_settings, laid_out_like
+from ._calibrate import Calibration, Place, check_front_to_back, laid_out_like
 from ._weight_choice import Scope, flat_mask, pattern_mask, row_mask
 from ._weights import Pattern, Weight, WeightDecision, WeightProblem
 
@@ -82,7 +82,7 @@ class Wanda:
     max_samples: int | None = 128
 
     def __post_init__(self) -> None:
-        check_settings(self.scope, self.together, ("row", "layer"))
+        check_front_to_back(self.scope, self.together, ("row", "layer"))
         self._sampling()
 
     def _sampling(self, seed: int = 0) -> Sampling:
