@@ -124,3 +124,12 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     for candidate in known:
         lowered.setdefault(candidate.lower(), candidate)
     return [lowered[hit] for hit in difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.6)]
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of what an exception says.
+
+    >>> first_line(RuntimeError("mat1 and mat2 do not fit\nat line 3")), first_line(KeyError())
+    ('mat1 and mat2 do not fit', 'no message')
+    """
+    return (str(error).strip().splitlines() or ["no message"])[0]

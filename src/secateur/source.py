@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from . import data as data_sets
 from . import models, store
 from .data import ImageData, Loaders
-from .errors import DataError, ModelError, TrainingError, UnknownName
+from .errors import DataError, ModelError, TrainingError, UnknownName, first_line
 from .store.folder import RECORD
-from .train import RECIPES, ClassificationTask, Recipe, Tracking
+from .train import ClassificationTask, Recipe, Tracking
 from .train import recipe as recipe_named
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class Source:
 
         Raises:
             ModelError: it cannot be built, the weights cannot be read or do not fit, or there is no such device.
-        StoreError: the weights are a saved model that is damaged or of another class.
+            StoreError: the weights are a saved model that is damaged or of another class.
             UnknownName: there is no such model.
         """
         with torch.random.fork_rng(devices=[]):
@@ -127,9 +127,7 @@ class Source:
         try:
             return built.to(self.device)
         except (RuntimeError, AssertionError) as error:
-            raise ModelError(
-                f"--device {self.device}: the model cannot be put there ({_first_line(error)})."
-            ) from error
+            raise ModelError(f"--device {self.device}: the model cannot be put there ({first_line(error)}).") from error
 
     def _wanted(self) -> dict[str, int]:
         """Sizes that the data or the options ask of the model; a user's own function decides by itself."""
@@ -207,11 +205,6 @@ def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
         raise TrainingError(f"--with {changes}: {error}; numbers, true, false and words are expected.") from error
 
 
-def recipe_names() -> list[str]:
-    """Return the names of the recipes."""
-    return sorted(RECIPES)
-
-
 def _with_weights(model: nn.Module, path: Path) -> nn.Module:
     """Return the model with these weights; of a folder that `secateur.save` wrote, the model that was saved."""
     if (path / RECORD).is_file():
@@ -240,7 +233,3 @@ def _load_(model: nn.Module, path: Path) -> None:
 
 def _by(shape: tuple[int, ...]) -> str:
     return "x".join(str(size) for size in shape)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

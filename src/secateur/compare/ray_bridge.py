@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..errors import first_line
 from ..files import flush_files
 from .jobs import Job
 from .work import LOCK, RESULT, Place, perform, write_json
@@ -47,7 +48,7 @@ def main() -> None:
     try:
         Bridge(link, waiting, **settings).serve()
     except Exception as error:
-        link.sendall(json.dumps({"lost": f"{type(error).__name__}: {_first_line(error)}"}).encode() + b"\n")
+        link.sendall(json.dumps({"lost": f"{type(error).__name__}: {first_line(error)}"}).encode() + b"\n")
         os._exit(1)
 
 
@@ -57,10 +58,6 @@ def _read(link: socket.socket, waiting: Waiting) -> None:
             waiting.put(line)
     waiting.put(None)
     threading.Timer(PATIENCE_S, os._exit, (1,)).start()  # should the cluster not let go
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
 
 
 class Bridge:
@@ -122,7 +119,7 @@ class Bridge:
                 ray.shutdown()
                 if not left:
                     raise
-                log.warning("Ray did not start (%s); trying again", _first_line(error))
+                log.warning("Ray did not start (%s); trying again", first_line(error))
 
     def _tell_room(self, ray: Any) -> None:
         if time.monotonic() - self.asked < ASK_S:

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ..errors import TraceError
+from ..errors import TraceError, first_line
 from .kernels import SHAPES, SUBSTITUTES
 from .untouched import untouched as untouched
 from .walk import modules_of, parameters_of, state_of
@@ -392,10 +392,9 @@ def record(
 def _rejection(args: tuple[Any, ...], kwargs: dict[str, Any], carrier: str, error: Exception) -> str:
     given = ", ".join([_summary(value) for value in args] + [f"{key}={_summary(v)}" for key, v in kwargs.items()])
     where = getattr(error, "_module_path", None)
-    first_line = str(error).splitlines()[0] if str(error) else ""
     return (
         f"the model cannot be run on ({given}): {f'module {where!r}' if where else 'it'} raised "
-        f"{type(error).__name__}: {first_line} (on {carrier} tensors). "
+        f"{type(error).__name__}: {first_line(error)} (on {carrier} tensors). "
         "Give an example that model(*args, **kwargs) accepts in evaluation mode."
     )
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import first_line
 from ..extras import require
 from ..graph.walk import modules_of
 from ._inference import as_call
@@ -215,7 +216,7 @@ def _with_linear(model: nn.Module, args: Any, kwargs: Any, convert: Callable[[Te
                     twin = _replaced(twin, path, SparseLinear(weight, layer.bias))
             twin(*args, **kwargs)
         except (RuntimeError, NotImplementedError, TypeError) as error:
-            raise CannotRun(f"torch has no kernel for it here: {str(error).splitlines()[0][:120]}") from error
+            raise CannotRun(f"torch has no kernel for it here: {first_line(error)[:120]}") from error
     if not changed:
         raise CannotRun("no linear layer fits the format" if paths else "there is no linear layer, torch has no others")
     convolutions = sum(isinstance(m, nn.modules.conv._ConvNd) for m in twin.modules())
@@ -258,7 +259,7 @@ def _onnx(model: nn.Module, args: Any, kwargs: Any, threads: int) -> Made:
         try:
             program: Any = torch.onnx.export(twin, args, dynamo=True, verbose=False)
         except Exception as error:  # the exporter has a tree of its own
-            raise CannotRun(f"the exporter refuses the model: {str(error).splitlines()[0][:120]}") from error
+            raise CannotRun(f"the exporter refuses the model: {first_line(error)[:120]}") from error
         program.save(file)
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import MethodError
+from ..errors import MethodError, first_line
 from ..graph.groups import ChannelGraph, ChannelGroup
 from ..graph.labels import axes, compact
 from ..graph.norms import Flow
@@ -118,10 +118,9 @@ def watch_features(model: nn.Module, inputs: Inputs, see: Mapping[Key, Callable[
         except MethodError:
             raise
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else ""
             raise MethodError(
                 f"{who}: the model cannot be run, module {modules.failed or type(model).__name__!r} raised "
-                f"{type(error).__name__}: {reason}. The batches of data= have to be what task= expects."
+                f"{type(error).__name__}: {first_line(error)}. The batches of data= have to be what task= expects."
             ) from error
     missing = sorted(see.keys() - sight.seen)
     if missing:

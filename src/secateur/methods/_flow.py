@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import MethodError
+from ..errors import MethodError, first_line
 from ..graph.tape import ModuleWatch, map_tensors, op_name, plain_kernels, set_training, state_names, tensors
 from ..surgery.shrink import cut_copy
 from ..train.batches import device_of
@@ -82,9 +82,8 @@ class SynapticFlow:
                 with self._steps:
                     out = copied(*inputs, **named)
             except Exception as error:
-                reason = str(error).splitlines()[0] if str(error) else ""
                 raise MethodError(
-                    f"synflow: the model cannot be run on args=, {type(error).__name__}: {reason}."
+                    f"synflow: the model cannot be run on args=, {type(error).__name__}: {first_line(error)}."
                 ) from error
         self._inputs, self._outputs = tensors((inputs, named)), tensors(out)
         self._state = state_names(copied)

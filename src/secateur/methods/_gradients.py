@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..errors import MethodError
+from ..errors import MethodError, first_line
 from ..graph.tape import map_tensors, plain_kernels, set_training, tensors
 from ..graph.walk import modules_of
 from ..surgery.shrink import cut_copy
@@ -146,10 +146,9 @@ def explained(where: str) -> Iterator[None]:
     except MethodError:
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else ""
         raise MethodError(
-            f"{where}: the loss or its gradient cannot be computed, {type(error).__name__}: {reason}. The batches of "
-            "data= have to be what task= expects, with labels."
+            f"{where}: the loss or its gradient cannot be computed, {type(error).__name__}: {first_line(error)}. The "
+            "batches of data= have to be what task= expects, with labels."
         ) from error
 
 
@@ -158,7 +157,8 @@ def check_gradients(gradients: Mapping[str, Tensor], where: str) -> None:
     for name, gradient in gradients.items():
         if not bool(gradient.isfinite().all()):
             raise MethodError(
-                f"{where}: the gradient of {name!r} holds NaN or infinite values, though the loss is finite."
+                f"{where}: the gradient of {name!r} holds NaN or infinite values, though the loss is finite: look for "
+                "a root, a logarithm or a division at 0 behind it."
             )
 
 
