@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from secateur import files
+from secateur.cli import _folder
 from secateur.files import drop_partials, flush_files, replacing
 
 
@@ -74,3 +75,13 @@ def test_files_of_a_folder_are_flushed_before_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "flush", seen.append)
     flush_files(tmp_path)
     assert seen == [tmp_path / "a", tmp_path]
+
+
+def test_what_a_command_wrote_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Checkpoints go right after, and with them all that the folder could be made from once more."""
+    target, seen = tmp_path / "small", []
+    for module in (files, _folder):
+        monkeypatch.setattr(module, "flush", lambda path: seen.append((path.name, target.exists())))
+    with _folder.new_folder(target) as partial:
+        (partial / "model").touch()
+    assert seen == [("model", False), (partial.name, False), (tmp_path.name, True)]

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PARTIAL = ".{name}.{mark}.partial"
-
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -25,7 +23,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     new 1
     """
     target = Path(path)
-    partial = target.with_name(PARTIAL.format(name=target.name, mark=os.getpid()))
+    partial = partial_of(target)
     try:
         yield partial
         flush(partial)
@@ -35,9 +33,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def partial_of(target: Path) -> Path:
+    """Return where this process writes what will be a file or folder: beside it, on the same file system."""
+    return target.with_name(f".{target.name}.{os.getpid()}.partial")
+
+
 def drop_partials(folder: Path) -> None:
     """Remove what a process that was killed inside `replacing` left in a folder; no other may be writing there."""
-    for partial in folder.glob(PARTIAL.format(name="*", mark="*")):
+    for partial in folder.glob(".*.*.partial"):
         partial.unlink(missing_ok=True)
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import StoreError
+from ..files import flush, flush_files, partial_of
 
 
 def check_free(out: str) -> Path:
@@ -34,14 +35,18 @@ def check_free(out: str) -> Path:
 def new_folder(target: Path) -> Iterator[Path]:
     """Give a folder to fill; it has its name only once the block is through, so it is whole or not there.
 
+    Then its files are on the disk: checkpoints of what it holds may go.
+
     Raises:
         StoreError: it cannot be written.
     """
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = partial_of(target)
     try:
         partial.mkdir(parents=True)
         yield partial
+        flush_files(partial)
         partial.rename(target)
+        flush(target.parent)
     except OSError as error:
         raise StoreError(f"--out {target} cannot be written ({error}). Name a folder that can.") from error
     finally:
