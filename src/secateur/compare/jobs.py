@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..catalogue import CATALOGUE
-from .spec import Experiment, MethodPart, ModelPart, digest_of
+from .spec import Experiment, MethodPart, digest_of
 
 VERSION = 1  # of what a job does; a change that alters results raises it
 KINDS = ("dense", "cut", "recover", "latency")
@@ -72,12 +72,12 @@ def jobs_of(experiment: Experiment) -> list[Job]:
             dense = Job("dense", _plain(model), seed, experiment.hold_out)
             found.setdefault(dense.digest, dense)
             for method in experiment.compared:
-                for job in _of_method(experiment, model, method, dense):
+                for job in _of_method(experiment, method, dense):
                     found.setdefault(job.digest, job)
     return list(found.values())
 
 
-def _of_method(experiment: Experiment, model: ModelPart, method: MethodPart, dense: Job) -> list[Job]:
+def _of_method(experiment: Experiment, method: MethodPart, dense: Job) -> list[Job]:
     jobs = []
     for budget in experiment.budgets_of(method):
         own = {name: value for name, value in _plain(method).items() if name not in ("budgets", "recoveries")}

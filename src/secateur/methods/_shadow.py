@@ -182,10 +182,9 @@ class ShadowNetwork:
         watched: dict[int, list[Response]] = {}
         for response in self.responses:
             watched.setdefault(response.op, []).append(response)
-        wanted = {p.source.number for p in self.finals}
         live: set[int] = set()
         for op in ops:
-            self._enter(op.index, wanted, fill)
+            self._enter(op.index, fill)
             outs = fill.result(op)
             for ref, tensor in zip(op.outs(), outs, strict=True):
                 self._values[ref.number] = tensor
@@ -200,10 +199,10 @@ class ShadowNetwork:
             if len(live) == 1 and (not self._cuts or op.index - self._cuts[-1].op >= APART):
                 edge = get_gradient_edge(self._values[next(iter(live))])
                 self._cuts.append(_Cut(op.index, edge, len(self._roots)))
-        self._enter(len(ops), wanted, fill)
+        self._enter(len(ops), fill)
         self._values.clear()
 
-    def _enter(self, position: int, wanted: set[int], fill: _Filler) -> None:
+    def _enter(self, position: int, fill: _Filler) -> None:
         """Note where scores enter: at the input of a final product, as it stands when the product runs."""
         for product in self.finals:
             if product.op.index == position:

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from ..errors import MethodError
 from ..graph.groups import ChannelGraph, ChannelGroup
+from ._filters import deciding
 from ._problem import Decision, Problem
 from ._scores import (
     Allocation,
@@ -43,7 +44,6 @@ from ._scores import (
     plan_from_counts,
     plan_from_scores,
     producers,
-    projection,
 )
 
 
@@ -117,12 +117,8 @@ class L1Filter:
         return Decision(plan_from_counts(problem, kept, scores), scores=scores)
 
     def _scores(self, graph: ChannelGraph, group: ChannelGroup, weights: Mapping[str, Tensor]) -> Tensor:
-        makers = producers(graph, group)
-        shortcut = projection(graph, group) if group.is_residual and self.residual == "projection" else None
-        if shortcut is not None:
-            makers = [shortcut]
         total = torch.zeros(group.width, dtype=torch.float64)
-        for member in makers:
+        for member in deciding(graph, group, self.residual):
             if member.tensor in weights:
                 total += per_channel(graph, group, member, weights[member.tensor], absolute=True)
         return total

@@ -33,7 +33,7 @@ def convolution(labels: Labels, op: Op) -> None:
     ins, outs = _weight_slots(labels, weight, transposed, groups)
     if ins is None and outs is not None and groups > 1 and inputs is not None and inputs.numel() == groups:
         ins = inputs.reshape(groups, 1)  # depthwise with a computed weight: its only column carries no label
-    _meet_input(labels, inputs, ins, groups)
+    _meet_input(labels, inputs, ins)
     if ins is None and outs is not None and groups > 1 and outs.shape[1] == 1:
         labels.freeze(outs, "its group's input cannot be narrowed")
     if groups > 1:
@@ -115,7 +115,7 @@ def _derived(labels: Labels, weight: Ref, transposed: bool, groups: int) -> tupl
     return (first, second) if transposed else (second, first)
 
 
-def _meet_input(labels: Labels, inputs: Tensor | None, ins: Tensor | None, groups: int) -> None:
+def _meet_input(labels: Labels, inputs: Tensor | None, ins: Tensor | None) -> None:
     if inputs is None:
         if ins is not None:
             labels.freeze(ins, "the input cannot be narrowed")

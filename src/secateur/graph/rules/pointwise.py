@@ -25,7 +25,7 @@ def meeting(labels: Labels, op: Op) -> None:
         return
     if out.number == refs[0].number:
         labels.no_longer_uniform(out)
-        _written_view(labels, op, refs)
+        _written_view(labels, refs)
     if op.name in ("add", "sub") and labels.is_stream(op, refs):
         labels.added += [compact(layer) for layer in labels.get(refs[0])]
     layers = labels.meet(out.shape, [labels.operand(ref) for ref in refs])
@@ -33,7 +33,7 @@ def meeting(labels: Labels, op: Op) -> None:
         labels.set(ref, layers if ref.shape == out.shape else [])
 
 
-def _written_view(labels: Labels, op: Op, refs: list[Ref]) -> None:
+def _written_view(labels: Labels, refs: list[Ref]) -> None:
     """Writing labelled values into part of an unlabelled tensor: what the whole then holds is not followed."""
     if labels.get(refs[0]) or refs[0].number not in labels.view_of:
         return
