@@ -136,4 +136,4 @@ def attach(
 
 def _refuse(method: object, given: Mapping[str, object], about: str) -> None:
     if unused := [f"{name}=" for name, value in given.items() if value is not None and value != ()]:
-        raise MethodError(f"method={method!r}: {', '.join(unused)} is about {about}.")
+        raise MethodError(f"method={method!r}: {', '.join(unused)} is about {about}; leave it out.")

@@ -61,7 +61,7 @@ class WeightPlan:
         parameters = parameters_of(model)
         wanted = list(names)
         if missing := [name for name in wanted if name not in parameters]:
-            raise PlanError(f"the model has no parameter {missing[0]!r}.")
+            raise PlanError(f"the model has no parameter {missing[0]!r}: give names of model.named_parameters().")
         return cls({name: parameters[name].detach() != 0 for name in wanted})
 
     @classmethod

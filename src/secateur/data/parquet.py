@@ -74,7 +74,10 @@ def read_parts(
             "Give a folder or a pattern of parquet files, or the id of a data set on a hub that can be reached."
         ) from error
     if missing := [part for part in PARTS if part not in found]:
-        raise DataError(f"{source!r} has the parts {', '.join(found)}; {' and '.join(missing)} is needed.")
+        raise DataError(
+            f"{source!r} has the parts {', '.join(found)}; {' and '.join(missing)} is needed. "
+            "Name a data set that has both."
+        )
     train, test = (_read(datasets, found[part], f"{source} {part}", columns, limit) for part in PARTS)
     return train, test
 
@@ -128,7 +131,7 @@ def _read(datasets: Any, rows: Any, place: str, columns: Columns, limit: int | N
         images.append(_decode(encoded, f"{place} row", len(labels), images))
         labels += label
     if not labels:
-        raise DataError(f"{place} is empty.")
+        raise DataError(f"{place} is empty: name a data set with images in it.")
     return Part(torch.cat(images), torch.tensor(labels), tuple(getattr(features.get(columns.label), "names", ())))
 
 

@@ -155,10 +155,15 @@ class CostModel:
     def counts(self, plan: Plan | None = None) -> Array:
         """Return (groups,) how many channels of each group a plan keeps."""
         counts = self.widths.copy()
-        for name, kept in plan.kept.items() if plan is not None else ():
+        if plan is None:
+            return counts
+        for name, kept in plan.kept.items():
             k = self.names.index(name) if name in self.names else -1
-            if k < 0 or plan is None or plan.widths[name] != self.widths[k]:
-                raise PlanError(f"the plan is of another model: this one has no group {name!r} of that width.")
+            if k < 0 or plan.widths[name] != self.widths[k]:
+                raise PlanError(
+                    f"the plan is of another model: this one has no group {name!r} of {plan.widths[name]} channels. "
+                    "Give the plan of this model, or the graph of that one."
+                )
             counts[k] = len(kept)
         return counts
 

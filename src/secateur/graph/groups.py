@@ -29,6 +29,7 @@ from .tape import Op, Tape, record
 from .walk import modules_of, state_of
 
 log = logging.getLogger(__name__)
+OTHER = "Give the plan of this model, or the model of that plan."
 Array = np.ndarray[Any, Any]
 
 
@@ -166,11 +167,13 @@ class ChannelGraph:
             if group is None:
                 near = did_you_mean(name, self.groups)
                 hint = f"; nearest: {', '.join(near)}" if near else ""
-                raise PlanError(f"the plan is of another model: it has a group {name!r}, this model has none{hint}.")
+                raise PlanError(
+                    f"the plan is of another model: it has a group {name!r}, this model has none{hint}. {OTHER}"
+                )
             if group.width != plan.widths[name]:
                 raise PlanError(
                     f"the plan is of another model: its group {name!r} has {plan.widths[name]} channels, "
-                    f"this model's has {group.width}."
+                    f"this model's has {group.width}. {OTHER}"
                 )
 
     def _check_branch(self, name: str) -> None:

@@ -293,7 +293,7 @@ def _staging(target: Path, about: Mapping[str, Any]) -> Path:
                 "it, or remove the folder."
             )
     except OSError as error:
-        raise StoreError(f"cannot write to {staging}: {error}.") from error
+        raise StoreError(f"cannot write to {staging}: {error}. Free some space or name another folder.") from error
     return staging
 
 

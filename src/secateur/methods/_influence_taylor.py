@@ -85,7 +85,10 @@ def _along(
         inputs, kernel = rows[site]
         found = (inputs * (back.at_output.outputs() @ kernel)).double().sum(dim=1).cpu()
         if not bool(found.isfinite().all()):
-            raise MethodError(f"{of[site].module or site.weight}: the gradient holds NaN or infinite values.")
+            raise MethodError(
+                f"{of[site].module or site.weight}: the gradient holds NaN or infinite values: check the data, and "
+                "look for a root, a logarithm or a division at 0 behind it."
+            )
         for g, own in enumerate(found):
             for channels, index in _columns(of[site], g, wanted):
                 np.add.at(total, channels, own[index].sum(dim=1).numpy())

@@ -90,7 +90,10 @@ class SensitivityCurves:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.base_metric):
-            raise MethodError(f"the intact model's {self.metric_name} is {self.base_metric}: nothing compares with it.")
+            raise MethodError(
+                f"the intact model's {self.metric_name} is {self.base_metric}: nothing compares with it. Check its "
+                "weights and the data."
+            )
         object.__setattr__(self, "groups", dict(self.groups))
         object.__setattr__(self, "unremovable", dict(self.unremovable))
 
@@ -161,7 +164,10 @@ class SensitivityCurves:
         ranks = {name: rank.numpy() for name, rank in self.order().items() if name not in protected}
         for name, rank in ranks.items():
             if name not in number or graph.groups[name].width != len(rank):
-                raise MethodError(f"the curves are of another model: this one has no group {name!r} of {len(rank)}.")
+                raise MethodError(
+                    f"the curves are of another model: this one has no group {name!r} of {len(rank)} channels. "
+                    "Measure this model's own, with secateur.sensitivity."
+                )
         owners = np.concatenate([np.full(len(rank), number[name]) for name, rank in ranks.items()] or [np.zeros(0)])
         ordered = owners[np.argsort(np.concatenate(list(ranks.values()) or [np.zeros(0)]), kind="stable")]
         widths = graph.costs.widths

@@ -145,7 +145,9 @@ def _cut_of(graph: ChannelGraph, name: str, alive: Array) -> Cut:
         for axis, keep in per_axis:
             product = product & keep.reshape([-1 if d == axis else 1 for d in range(places.ndim)])
         if not (product == places).all():
-            raise SurgeryError(f"{name}: the plan does not keep the same number of channels in every block.")
+            raise SurgeryError(
+                f"{name}: the plan does not keep the same number of channels in every block: let each lose as many."
+            )
         cut += [(axis, torch.from_numpy(np.flatnonzero(keep))) for axis, keep in per_axis if not keep.all()]
     return _merged(cut)
 
