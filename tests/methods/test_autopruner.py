@@ -365,7 +365,7 @@ def test_attention_of_torch_is_left_whole_with_the_reason(caplog):
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     images = torch.zeros(2, 5, 8)
-    with caplog.at_level(logging.INFO, logger=LOG):
+    with caplog.at_level(logging.INFO, logger="secateur.methods"):
         attached = AutoPruner().attach(Problem(model, trace(model, images), Budget(0.1, "macs"), args=(images,)))
     assert list(attached._codes) == ["linear1"]
     assert "does more with its input than multiply it by one weight" in caplog.text

@@ -377,7 +377,7 @@ def test_what_no_weight_reads_is_refused_with_the_reason():
 def test_readers_that_do_not_train_leave_what_they_read_whole(caplog):
     model = masked_model()
     model.two.weight.requires_grad_(False)
-    with caplog.at_level(logging.INFO, logger="secateur.methods._filter_masks"):
+    with caplog.at_level(logging.INFO, logger="secateur.methods"):
         assert list(GlobalDynamic().attach(problem(model, 0.2)).widths) == ["two"]
     assert "one ('two.weight' does not train)" in caplog.text
 

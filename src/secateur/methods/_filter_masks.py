@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import MethodError
 from ..graph.walk import parameters_of
 from ._channel_sides import Place, Sides, channel_sides
 from ._problem import Problem
-
-log = logging.getLogger(__name__)
+from ._taking_part import tell_left_whole
 
 
 def mask_gradient(weight: Tensor, gradient: Tensor, axis: int) -> Tensor:
@@ -52,14 +49,8 @@ def maskable(problem: Problem, names: Sequence[str], method: str) -> dict[str, S
             why[name] = sides.obstacle or (f"{fixed[0]!r} does not train" if fixed else "no weight reads them")
         else:
             found[name] = sides
-    if not found:
-        name = next(iter(why))
-        raise MethodError(
-            f"{method} can mask the channels of no group, e.g. of {name!r}: {why[name]}. Use a method that "
-            "scores weights, e.g. method='l1_filter'."
-        )
-    if why:
-        log.info("not masked, left whole: %s", "; ".join(f"{name} ({reason})" for name, reason in why.items()))
+    instead = "scores weights, e.g. method='l1_filter'"
+    tell_left_whole(method, "mask", why, is_all=not found, instead=instead)
     return found
 
 

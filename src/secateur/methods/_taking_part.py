@@ -1,13 +1,16 @@
-"""What methods that take part in training check: the state they take up, and the optimizer that moves their weights."""
+"""What methods that take part in training check: the state they take up, the optimizer, and what they can work on."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
 from ..errors import MethodError
 from ..train.attachment import Moment
+
+log = logging.getLogger(__name__)
 
 
 def own_state(state: Mapping[str, Any], method: str) -> Mapping[str, Any]:
@@ -41,6 +44,29 @@ def check_optimizer(method: str, moment: Moment, names: Iterable[str]) -> None:
                 f"{method} works on {name!r}, and the {type(moment.optimizer).__name__} of this run does not hold it: "
                 "make the optimizer from all parameters of the model that was attached, or freeze this one."
             )
+
+
+def tell_left_whole(method: str, deed: str, why: Mapping[str, str], *, is_all: bool, instead: str) -> None:
+    """Log the groups that a method leaves whole since it cannot do its deed to them.
+
+    Args:
+        method: its name.
+        deed: what it does to the channels of the others, as in "it can mask them".
+        why: group -> the reason.
+        is_all: whether there are no others.
+        instead: which method to use then, as in "a method that scores weights".
+
+    Raises:
+        MethodError: there are no others.
+    """
+    if is_all:
+        name, reason = next(iter(why.items()))
+        raise MethodError(
+            f"{method} can {deed} the channels of no group, e.g. of {name!r}: {reason}. Use a method that {instead}."
+        )
+    if why:
+        told = "; ".join(f"{name} ({reason})" for name, reason in why.items())
+        log.info("%s cannot %s all channels; left whole: %s", method, deed, told)
 
 
 def settings_of(method: Any) -> dict[str, str]:

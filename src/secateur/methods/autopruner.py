@@ -66,7 +66,7 @@ from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, plan_from_counts
 from ._settings import check_settings
-from ._taking_part import check_same_settings, own_state, settings_of
+from ._taking_part import check_same_settings, own_state, settings_of, tell_left_whole
 from ._training import HeldAtZero
 
 log = logging.getLogger(__name__)
@@ -312,14 +312,8 @@ class _Coding(Attached):
     def _gateable(self, names: list[str]) -> dict[str, list[Reader]]:
         """Return the groups that hooks on modules can gate, with their readers."""
         found, why = readers_of(self.problem.graph, names)
-        if not found:
-            name = next(iter(why))
-            raise MethodError(
-                f"{NAME} can gate the channels of no group, e.g. of {name!r}: {why[name]}. Use a method that masks "
-                "weights, e.g. method='global_dynamic'."
-            )
-        if why:
-            log.info("not gated, left whole: %s", "; ".join(f"{name} ({reason})" for name, reason in why.items()))
+        instead = "masks weights, e.g. method='global_dynamic'"
+        tell_left_whole(NAME, "gate", why, is_all=not found, instead=instead)
         return found
 
     def _is_coded(self, name: str) -> bool:

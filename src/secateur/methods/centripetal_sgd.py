@@ -59,7 +59,7 @@ from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible, projection
 from ._settings import check_settings
-from ._taking_part import check_optimizer, own_state
+from ._taking_part import check_optimizer, own_state, tell_left_whole
 
 log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
@@ -270,14 +270,8 @@ def _mergeable(problem: Problem, names: Sequence[str]) -> dict[str, Sides]:
             why[name] = sides.obstacle or f"{fixed[0]!r} does not train"
         else:
             found[name] = sides
-    if not found:
-        name = next(iter(why))
-        raise MethodError(
-            f"centripetal_sgd can merge the channels of no group, e.g. of {name!r}: {why[name]}. Use a method that "
-            "removes channels for their own sake, e.g. method='l1_filter'."
-        )
-    if why:
-        log.info("not clustered, left whole: %s", "; ".join(f"{name} ({reason})" for name, reason in why.items()))
+    instead = "removes channels for their own sake, e.g. method='l1_filter'"
+    tell_left_whole("centripetal_sgd", "merge", why, is_all=not found, instead=instead)
     return found
 
 
