@@ -206,6 +206,11 @@ class _Accumulated:
             self.sums.add(parts.T @ parts, parts.T @ wanted, float(wanted.square().sum()), len(x))
 
 
+def of_all_readers(moments: Sequence[ChannelMoments]) -> ChannelMoments:
+    """Return the moments of all that reads a group as one; of several readers, each weighs the same."""
+    return summed([own.relative() for own in moments] if len(moments) > 1 else moments)
+
+
 def summed(moments: Iterable[ChannelMoments]) -> ChannelMoments:
     """Return the sums over several uses or readers."""
     first, *rest = moments

@@ -48,7 +48,7 @@ from ..recovery.moments import Sampling
 from ..recovery.refit import Refit, Refitting
 from ..surgery.selection import with_selections
 from ._lasso import lasso_support
-from ._layerwise import LayerWise, summed
+from ._layerwise import LayerWise, of_all_readers
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible
 
@@ -128,8 +128,7 @@ class LassoChannels:
     def _round_(self, walk: LayerWise, name: str, reading: Sequence[Product], stay: int, how: Refit) -> None:
         width = walk.problem.graph.groups[name].width
         left = [c for c in range(width) if c not in set(walk.removed.get(name, ()))]
-        moments = walk.moments(name, reading)
-        whole = summed([m.relative() for m in moments] if len(moments) > 1 else moments)
+        whole = of_all_readers(walk.moments(name, reading))
         chosen, _ = lasso_support(whole.gram[left][:, left], whole.target[left], stay)
         walk.remove_(name, sorted(set(range(width)) - {left[k] for k in chosen}))
         problem = walk.problem

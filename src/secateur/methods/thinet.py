@@ -41,7 +41,7 @@ from torch import Tensor
 from ..errors import MethodError
 from ..graph.products import Product
 from ..recovery.moments import ChannelMoments, Sampling, column_channels
-from ._layerwise import LayerWise, summed
+from ._layerwise import LayerWise, of_all_readers, summed
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible
 
@@ -196,7 +196,7 @@ class ThiNet:
             if kept[name] == width:
                 continue
             moments = walk.moments(name, reading)
-            whole = summed([m.relative() for m in moments] if len(moments) > 1 else moments)
+            whole = of_all_readers(moments)
             gone = self._choose(whole, width - kept[name])
             if self.is_scaled:
                 self._scale_(walk, name, reading, moments, gone)
