@@ -388,6 +388,32 @@ def _settle(labels: Labels, component: Array, grid: Tensor, op_index: int) -> bo
     return True
 
 
+def _free(component: Array, arrays: list[Array], is_parameter: list[bool]) -> Array:
+    """Return the channels that can go, by where each comes first; of each place, an array of the channels on it."""
+    count = int(component.max(initial=0)) + 1
+    own = [channels for channels, is_own in zip(arrays, is_parameter, strict=True) if is_own]
+    has_parameter = np.zeros(count, dtype=bool)
+    has_parameter[np.concatenate(own) if own else []] = True
+    # a lone place (an unused position of a table) is tied to nothing: there is nothing to narrow
+    has_parameter &= np.bincount(np.concatenate(arrays), minlength=count) > 1
+    has_parameter[component[FROZEN]] = False
+    first_slot = np.zeros(count, dtype=np.int64)
+    first_slot[component[::-1]] = np.arange(len(component))[::-1]
+    free = np.flatnonzero(has_parameter)
+    return free[np.argsort(first_slot[free], kind="stable")]
+
+
+def _alike(arrays: list[Array], free: Array, count: int) -> Array:
+    """Number free channels by what they lie on: the same number for those on the same arrays, in order of the first."""
+    hashes = np.random.default_rng(0).integers(1, 2**63, size=len(arrays), dtype=np.uint64)
+    footprint = np.zeros(count, dtype=np.uint64)
+    np.add.at(footprint, np.concatenate(arrays), np.repeat(hashes, [len(channels) for channels in arrays]))
+    _, first, which = np.unique(footprint[free], return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    return rank[which.ravel()]
+
+
 def _groups(
     labels: Labels, component: Array, modules: dict[str, nn.Module], is_parameter: dict[str, bool]
 ) -> dict[str, ChannelGroup]:
@@ -396,28 +422,12 @@ def _groups(
     factors = {(f.data_ptr(), tuple(f.shape)): f for c in labels.contractions for f in c.factors}
     arrays = [component[x.numpy().ravel()] for _, _, x in places]
     arrays += [component[x.numpy().ravel()] for x in (*factors.values(), *labels.parts)]
-    count = int(component.max(initial=0)) + 1
     if not places:
         return {}
-    hashes = np.random.default_rng(0).integers(1, 2**63, size=len(arrays), dtype=np.uint64)
-    footprint = np.zeros(count, dtype=np.uint64)
-    np.add.at(footprint, np.concatenate(arrays), np.repeat(hashes, [len(a) for a in arrays]))
-    own = [a for a, (name, _, _) in zip(arrays, places, strict=False) if is_parameter.get(name, False)]
-    has_parameter = np.zeros(count, dtype=bool)
-    has_parameter[np.concatenate(own) if own else []] = True
-    # a lone place (an unused position of a table) is tied to nothing: there is nothing to narrow
-    has_parameter &= np.bincount(np.concatenate(arrays[: len(places)]), minlength=count) > 1
-    has_parameter[component[FROZEN]] = False
-    first_slot = np.zeros(count, dtype=np.int64)
-    first_slot[component[::-1]] = np.arange(len(component))[::-1]
-    free = np.flatnonzero(has_parameter)
-    free = free[np.argsort(first_slot[free], kind="stable")]
-    _, first, which = np.unique(footprint[free], return_index=True, return_inverse=True)
-    order = np.argsort(first, kind="stable")
+    count = int(component.max(initial=0)) + 1
+    free = _free(component, arrays[: len(places)], [is_parameter.get(name, False) for name, _, _ in places])
     group_of = np.full(count, -1)
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
-    group_of[free] = rank[which.ravel()]
+    group_of[free] = _alike(arrays, free, count)
     channels = (
         np.split(free[np.argsort(group_of[free], kind="stable")], np.cumsum(np.bincount(group_of[free]))[:-1])
         if len(free)
