@@ -332,7 +332,7 @@ def export(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     target = Path(path)
     makers = {".csv": _csv, ".json": _json, ".parquet": _parquet}
     if target.suffix not in makers:
-        raise ExperimentError(f"{target}: the ending says what to write: end it in .csv, .json or .parquet.")
+        raise ExperimentError(f"{target} is no .csv, .json or .parquet: name one, its ending says what to write.")
     content = makers[target.suffix]([dict(row.values) for row in rows])
     try:
         with replacing(target) as partial:
