@@ -8,6 +8,8 @@ from secateur.compare.jobs import Job, jobs_of
 from secateur.compare.spec import digest_of, made, read_experiment
 from secateur.errors import ExperimentError
 
+from .experiments import tiny
+
 GOOD = """
 name = "tiny"
 recoveries = ["finetune", "scratch_b"]
@@ -71,6 +73,20 @@ def test_a_job_survives_json_and_its_digest_follows_what_decides_its_result(tmp_
     other_tuning = jobs_of(read_experiment(written(tmp_path, GOOD.replace('"scratch_b"', '"scratch_e"'))))
     shared = {j.digest for j in jobs} & {j.digest for j in other_tuning}
     assert {j.kind for j in jobs if j.digest in shared} == {"dense", "cut", "recover"}
+
+
+def test_settings_that_came_later_leave_the_digests_of_earlier_experiments_and_jobs_as_they_were():
+    assert tiny().digest == "c97f30596cc39098"
+    assert jobs_of(tiny())[0].digest == "191fe1dd94891d8e"
+    assert jobs_of(tiny())[-1].digest == "6629847d0139e358"
+    assert tiny(sensitivity=True).digest != tiny().digest
+
+
+def test_sensitivity_is_one_job_for_each_network(tmp_path):
+    jobs = jobs_of(tiny(sensitivity=True, seeds=[5, 6]))
+    (own,) = [job for job in jobs if job.kind == "sensitivity"]
+    (dense,) = [job for job in jobs if job.digest in own.needs]
+    assert (dense.kind, dense.seed) == ("dense", 5)
 
 
 def test_the_order_of_keys_does_not_change_a_digest():

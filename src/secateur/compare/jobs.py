@@ -14,7 +14,7 @@ from ..catalogue import CATALOGUE
 from .spec import Experiment, MethodPart, ModelPart, digest_of
 
 VERSION = 1  # of what a job does; a change that alters results raises it
-KINDS = ("dense", "cut", "recover", "latency")
+KINDS = ("dense", "cut", "recover", "latency", "sensitivity")
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,9 @@ class Job:
     """One piece of work.
 
     Attributes:
-        kind: "dense" (train the whole network), "cut" (prune it), "recover" (train what is left, or its like anew) or
-            "latency" (time what is left against the whole; no other job may run beside it).
+        kind: "dense" (train the whole network), "cut" (prune it), "recover" (train what is left, or its like anew),
+            "latency" (time what is left against the whole; no other job may run beside it) or "sensitivity" (cut one
+            group of the whole network at a time).
         model: the model part, as JSON.
         seed: of everything random.
         hold_out: share of the training images that nothing trains on.
@@ -71,6 +72,9 @@ def jobs_of(experiment: Experiment) -> list[Job]:
         for model in experiment.models:
             dense = Job("dense", _plain(model), seed, experiment.hold_out)
             found.setdefault(dense.digest, dense)
+            if experiment.sensitivity and seed == experiment.seeds[0]:
+                alone = replace(dense, kind="sensitivity", needs=(dense.digest,))
+                found.setdefault(alone.digest, alone)
             for method in experiment.compared:
                 for job in _of_method(experiment, model, method, dense):
                     found.setdefault(job.digest, job)

@@ -24,6 +24,7 @@ from .spec import Experiment
 SCHEMA = 2  # 2 has the columns of latency
 FILE = "results.sqlite"
 DONE, FAILED = "done", "failed"
+AT_ONCE = 10_000  # values in one query; SQLite takes 32,766
 COLUMNS = {
     "digest": "TEXT PRIMARY KEY",
     "kind": "TEXT NOT NULL",
@@ -74,6 +75,7 @@ DETAIL = (
     "recipe",
     "resumed_from",
     "latency",
+    "sensitivity",
     "warnings",
     "machine",
 )  # kept as JSON, beside the columns
@@ -233,9 +235,13 @@ class ResultStore:
 
     def details(self, digests: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return the same of several jobs; jobs without any are left out."""
-        marks = ", ".join("?" for _ in digests)
-        found = self._link.execute(f"SELECT digest, value FROM details WHERE digest IN ({marks})", tuple(digests))
-        return {digest: json.loads(value) for digest, value in found}
+        found: dict[str, dict[str, Any]] = {}
+        for start in range(0, len(digests), AT_ONCE):
+            own = tuple(digests[start : start + AT_ONCE])
+            marks = ", ".join("?" for _ in own)
+            rows = self._link.execute(f"SELECT digest, value FROM details WHERE digest IN ({marks})", own)
+            found |= {digest: json.loads(value) for digest, value in rows}
+        return found
 
     def experiments(self) -> list[dict[str, Any]]:
         """Return digest, name and time of every experiment, and how many of its jobs are done or failed."""
@@ -295,7 +301,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "label": (method.get("label") or method.get("name")) if method else None,
         "of_what": budget.get("of"),
         "remove": budget.get("remove"),
-        "recovery": job.recovery or {"dense": "dense", "cut": "none", "latency": "latency"}[job.kind],
+        "recovery": job.recovery or {"cut": "none"}.get(job.kind, job.kind),
         "seed": job.seed,
     }
 

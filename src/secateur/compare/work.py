@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ..graph.groups import ChannelGraph, trace
 from ..measure.latency import compare
 from ..measure.macs import nonzero_macs
 from ..methods._attached import TrainingMethod
+from ..methods.sensitivity import sensitivity
 from ..models import initialise_, names
 from ..plan import Plan
 from ..prune import prune
@@ -55,6 +57,7 @@ CHECKPOINTS, LOCK = "checkpoints", ".lock"
 TEST_BATCH = 512
 TIMED_BATCHES = (1, 64)
 TIMED_S = 0.5  # of each model at each batch
+TRIED = tuple(k / 8 for k in range(1, 8))  # fractions of a group, in an analysis of sensitivity
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,13 @@ class _Work:
         self.base_recipe = self.model_part.base_recipe(job.seed)
 
     def run(self) -> dict[str, Any]:
-        kinds = {"dense": self.dense, "cut": self.cut, "recover": self.recover, "latency": self.latency}
+        kinds = {
+            "dense": self.dense,
+            "cut": self.cut,
+            "recover": self.recover,
+            "latency": self.latency,
+            "sensitivity": self.sensitivity,
+        }
         return kinds[self.job.kind]()
 
     def dense(self) -> dict[str, Any]:
@@ -232,6 +241,21 @@ class _Work:
         ]
         kept = {key: cut[key] for key in ("costs", "costs_before", "removed")}
         return kept | {"metric": None, "latency": [asdict(one) for one in timed]}
+
+    def sensitivity(self) -> dict[str, Any]:
+        dense = self._dense_model()
+        graph = self._graph(dense)
+        curves = sensitivity(
+            dense,
+            self.source.example(dense),
+            data=self.source.validation("an analysis of sensitivity"),
+            task=self.source.task,
+            removes=TRIED,
+            graph=graph,
+            seed=self.job.seed,
+            progress=False,
+        )
+        return {"metric": None, "costs": asdict(graph.costs()), "sensitivity": json.loads(curves.to_json())}
 
     def recover(self) -> dict[str, Any]:
         cut = self._needed(self.job.needs[0])
@@ -355,10 +379,11 @@ def _rewind_epoch(part: ModelPart, base: Recipe) -> int:
     return max(base.epochs - part.finetune_epochs, 0)
 
 
-def images_of(job: Job) -> int:
-    """Return how many images a job trains on, all but the held-out ones."""
+def images_of(job: Job) -> tuple[int, int]:
+    """Return how many images a job trains on, and how many are held out."""
     source = _source(str(job.model["name"]), str(job.model["data"]), None, job.hold_out, job.seed)
-    return len(source.training("comparing").train_labels)
+    images = source.training("comparing")
+    return len(images.train_labels), len(images.test_labels)
 
 
 @cache
@@ -403,11 +428,30 @@ def write_json(path: Path, value: Any) -> None:
         partial.unlink(missing_ok=True)
 
 
+def _version() -> str:
+    try:
+        return version("secateur")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _processor() -> str:
+    """Return the CPU's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "not known"
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "not known")
+
+
 @cache
 def _machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "secateur": _version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "threads": torch.get_num_threads(),
     }
