@@ -96,6 +96,23 @@ def test_a_comparison_runs_and_goes_on(tmp_path):
     assert "3 of 3 jobs done, 0 of them now" in again.stdout
 
 
+@pytest.mark.filterwarnings("ignore")  # what TensorBoard's dependencies warn about
+def test_results_are_shown_by_a_tracker(folder, tmp_path):
+    pytest.importorskip("tensorboard")
+    spec = folder / "spec.toml"
+    spec.write_text(to_toml(small_grid()))
+    result = run("compare", spec, "--out", folder, "--track", "tensorboard", "--track-dir", tmp_path / "shown")
+    assert "48 of 51 jobs done, 0 of them now" in result.stdout
+    assert len(list((tmp_path / "shown" / "tiny").iterdir())) == 48
+
+
+def test_a_tracker_that_there_is_not_is_refused_before_anything_runs(tmp_path):
+    result = run("compare", *FLAGS, "--out", tmp_path / "x", "--track", "tensorbord")
+    assert result.exit_code == 1
+    assert "did you mean 'tensorboard'" in result.stderr
+    assert not (tmp_path / "x").exists()
+
+
 def test_failed_jobs_end_with_1_and_are_named(folder):
     spec = folder / "spec.toml"
     spec.write_text(to_toml(small_grid()))

@@ -24,6 +24,10 @@ from .spec import Experiment
 SCHEMA = 2  # 2 has the columns of latency
 FILE = "results.sqlite"
 DONE, FAILED = "done", "failed"
+SHOWN = (  # made when first needed: older versions read a store with it
+    "CREATE TABLE IF NOT EXISTS shown (place TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (place, digest)) "
+    "WITHOUT ROWID"
+)
 AT_ONCE = 10_000  # values in one query; SQLite takes 32,766
 COLUMNS = {
     "digest": "TEXT PRIMARY KEY",
@@ -202,14 +206,26 @@ class ResultStore:
                 "DELETE FROM results WHERE digest = ? AND status = ?", [(digest, FAILED) for digest in digests]
             )
 
+    def note_shown(self, digest: str, place: str) -> None:
+        """Note that a result was shown in a place."""
+        with self._told("written"), self._link:
+            self._link.execute(SHOWN)
+            self._link.execute("INSERT OR IGNORE INTO shown VALUES (?, ?)", (place, digest))
+
     def rows(
-        self, experiment: str | None = None, *, columns: Sequence[str] = tuple(COLUMNS), **where: Any
+        self,
+        experiment: str | None = None,
+        *,
+        columns: Sequence[str] = tuple(COLUMNS),
+        not_shown_in: str | None = None,
+        **where: Any,
     ) -> list[Row]:
         """Return results, in the order in which the jobs were registered.
 
         Args:
             experiment: digest of one, None = of all.
             columns: those that are wanted.
+            not_shown_in: leave out what `note_shown` noted of this place; None = nothing.
             where: column -> value that it has to have.
         """
         if unknown := [name for name in (*where, *columns) if name not in COLUMNS]:
@@ -223,6 +239,9 @@ class ResultStore:
         if experiment is not None:
             tests.append("r.digest IN (SELECT job FROM parts WHERE experiment = ?)")
             values.append(experiment)
+        if not_shown_in is not None and self._link.execute("PRAGMA table_info(shown)").fetchone():
+            tests.append("r.digest NOT IN (SELECT digest FROM shown WHERE place = ?)")
+            values.append(not_shown_in)
         if tests:
             text += f" WHERE {' AND '.join(tests)}"
         with self._told("read"):
