@@ -50,6 +50,6 @@ def test_sensitivity_is_of_the_dense_network_of_the_first_seed_on_held_out_image
         curves = SensitivityCurves.from_json(json.dumps(store.detail(row.digest)["sensitivity"]))
         (dense,) = store.rows(kind="dense", seed=3)
     assert (row.seed, row.metric, row.macs) == (3, None, dense.macs)
-    assert curves.sample_count == 6, "a quarter of the 24 training images"
+    assert curves.sample_count == 6, "a quarter of the training images"
     assert list(curves.groups) == ["0", "3"]
     assert curves.groups["0"].removed == (0, 0, 1, 1, 2, 2, 3, 3)

@@ -50,6 +50,14 @@ Recoveries = Annotated[
 ]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Whole numbers with commas. [0,1,2]", metavar="LIST")]
 Title = Annotated[str | None, typer.Option("--name", help="Of the experiment. [comparison]")]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        min=1,
+        help="Processes that share each training run, under accelerate launch, and the threads of a job. [1]",
+    ),
+]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Processes that work at the same time.")]
 ThreadsOfEach = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads of each process. [the cores shared out]")
@@ -88,6 +96,7 @@ def compare(
     recovery: Recoveries = None,
     seeds: Seeds = None,
     name: Title = None,
+    processes: Processes = None,
     jobs: Jobs = 1,
     threads: ThreadsOfEach = None,
     ray: Ray = None,
@@ -113,6 +122,7 @@ def compare(
         "recoveries": recovery,
         "seeds": None if seeds is None else list(numbers(seeds, "--seeds")),
         "name": name,
+        "processes": processes,
     }
     _check_flags(spec, flags, data, of)
     with session(as_json=as_json, verbose=verbose, quiet=quiet) as run:

@@ -150,7 +150,7 @@ def _measured(job: Job) -> float:
     part = ModelPart.model_validate(job.model)
     source = Source(part.name, data_name=part.data, seed=job.seed)
     model = source.model().eval()
-    size = part.base_recipe(job.seed).batch_size or 128
+    size = part.batch_size
     batch, macs = source.example(model, size), PASSES * size * trace(model, source.example(model)).costs().macs
     with same_randomness_after(torch.device("cpu")):
         model.train()

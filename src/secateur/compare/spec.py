@@ -11,9 +11,11 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from .. import data as data_sets
@@ -33,7 +35,11 @@ RECOVERIES = {
     "scratch_e": "fresh weights, as many epochs as the dense network",
     "scratch_b": "fresh weights, as many multiply-adds as the dense network",
 }
-LATER = ("sensitivity",)  # settings that came later; at their default an experiment has the digest it had before
+LATER = (
+    "sensitivity",
+    "processes",
+)  # settings that came later; at their default an experiment has the digest it had before
+BATCH = 128  # where a recipe does not say
 Name = Annotated[str, Field(min_length=1)]
 
 
@@ -65,6 +71,11 @@ class ModelPart(_Part):
     def base_recipe(self, seed: int) -> Recipe:
         """Return how the dense network is trained."""
         return changed(recipe(self.recipe), {"seed": seed} | dict(self.changes))
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch, of all processes together."""
+        return self.base_recipe(0).batch_size or BATCH
 
     def finetune_recipe(self, seed: int) -> Recipe:
         """Return how the pruned network is trained on."""
@@ -120,6 +131,7 @@ class Experiment(_Part):
         control: add the random controls.
         latency: time each cut network against the dense one, alone on the machine, once all else is done.
         sensitivity: cut one group at a time of each dense network of the first seed, and measure it on held-out images.
+        processes: that share each training run, under `accelerate launch`; each gets its part of every batch.
     """
 
     name: Name = "comparison"
@@ -133,6 +145,7 @@ class Experiment(_Part):
     control: bool = True
     latency: bool = False
     sensitivity: bool = False
+    processes: int = Field(default=1, ge=1)
 
     @property
     def compared(self) -> tuple[MethodPart, ...]:
@@ -254,6 +267,8 @@ def _problems(experiment: Experiment) -> Iterator[Problem]:
     for i, name in enumerate(experiment.recoveries):
         if name not in RECOVERIES:
             yield ("recoveries", i), str(UnknownName("recovery", name, RECOVERIES))
+    if experiment.processes > 1:
+        yield from _of_processes(experiment)
     yield from _repeated("recoveries", experiment.recoveries)
     yield from _repeated("seeds", experiment.seeds)
     yield from _repeated("budgets", experiment.budgets)
@@ -282,6 +297,22 @@ def _of_model(model: ModelPart, place: tuple[str | int, ...]) -> Iterator[Proble
     kind = model.data.partition(":")[0]
     if kind not in data_sets.names():
         yield (*place, "data"), str(UnknownName("data set", kind, data_sets.names()))
+
+
+def _of_processes(experiment: Experiment) -> Iterator[Problem]:
+    count = experiment.processes
+    if find_spec("accelerate") is None:
+        yield ("processes",), 'training by several processes needs Accelerate: pip install "secateur[train]"'
+    if not torch.distributed.is_available():
+        yield ("processes",), "this torch was built without torch.distributed: leave processes out"
+    for i, model in enumerate(experiment.models):
+        try:
+            size = model.batch_size
+        except SecateurError:
+            continue  # told with the model
+        if size % count:
+            said = f"batches of {size} cannot be shared out evenly to {count} processes"
+            yield ("models", i, "changes"), f"{said}; set changes = {{ batch_size = {size - size % count or count} }}"
 
 
 def _of_method(experiment: Experiment, method: MethodPart, place: tuple[str | int, ...]) -> Iterator[Problem]:

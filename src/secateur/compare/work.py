@@ -43,6 +43,7 @@ from ..train.held_zeros import HeldZeros
 from ..train.snapshots import Snapshots
 from ..weight_plan import WeightPlan
 from .jobs import Job, is_weight_job
+from .launch import launched
 from .spec import MethodPart, ModelPart
 
 log = logging.getLogger(__name__)
@@ -111,12 +112,13 @@ def perform(job: Job, place: Place) -> dict[str, Any]:
         if done is not None:
             return done
         start = time.perf_counter()
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            result = _Work(job, place, folder).run()
+        if job.processes > 1:
+            result, warned = launched(job, place.root, folder)
+        else:
+            result, warned = do(job, place, folder)
         result["seconds"] = round(time.perf_counter() - start, 3)
         result["test_count"] = len(_data_of(str(job.model["data"])).test_labels)
-        result["warnings"] = sorted({str(warning.message) for warning in told})
+        result["warnings"] = warned
         result["machine"] = _machine()
         flush(folder)
         write_json(folder / RESULT, result)
@@ -124,11 +126,26 @@ def perform(job: Job, place: Place) -> dict[str, Any]:
         return result
 
 
+def do(job: Job, place: Place, folder: Path, *, is_main: bool = True) -> tuple[dict[str, Any], list[str]]:
+    """Do a job in this process, and return its result and what was warned of.
+
+    Args:
+        job: the job.
+        place: where what it needs lies.
+        folder: of the job.
+        is_main: write files; not so in the further ones of several processes that share a job.
+    """
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        result = _Work(job, place, folder, is_main=is_main).run()
+    return result, sorted({str(warning.message) for warning in told})
+
+
 class _Work:
     """One job being done."""
 
-    def __init__(self, job: Job, place: Place, folder: Path) -> None:
-        self.job, self.place, self.folder = job, place, folder
+    def __init__(self, job: Job, place: Place, folder: Path, *, is_main: bool) -> None:
+        self.job, self.place, self.folder, self.is_main = job, place, folder, is_main
         self.model_part = ModelPart.model_validate(job.model)
         data, class_count = self.model_part.data, None
         self.source = _source(self.model_part.name, data, class_count, job.hold_out, job.seed)
@@ -152,7 +169,7 @@ class _Work:
             model.load_state_dict(load_file(Path(self.model_part.weights).expanduser()))
         else:
             found = self._train_dense(model)
-        save_file(_contiguous(model.state_dict()), self.folder / MODEL)
+        self._keep(MODEL, model.state_dict())
         costs = asdict(graph.costs())
         return found | {"metric": self._test(model), "costs": costs, "train_macs": found["epochs"] * costs["macs"]}
 
@@ -162,7 +179,7 @@ class _Work:
         start = _contiguous(model.state_dict())
         kept = Snapshots(epochs=(epoch,) if epoch else ())
         found = self._train(model, self.base_recipe, [kept])
-        save_file(_contiguous(kept.states[epoch]) if epoch else start, self.folder / REWIND)
+        self._keep(REWIND, kept.states[epoch] if epoch else start)
         return found
 
     def cut(self) -> dict[str, Any]:
@@ -187,8 +204,9 @@ class _Work:
             checkpoint_dir=self.folder / CHECKPOINTS if isinstance(method, TrainingMethod) else None,
         )
         raw = shrink(result.decision.model or dense, result.graph, result.plan)
-        result.plan.save(self.folder / PLAN)
-        save_file(_contiguous(result.model.state_dict()), self.folder / MODEL)
+        if self.is_main:
+            result.plan.save(self.folder / PLAN)
+        self._keep(MODEL, result.model.state_dict())
         check = result.verification
         return {
             "metric": self._test(result.model),
@@ -211,8 +229,9 @@ class _Work:
             task=self.source.task,
             seed=self.job.seed,
         )
-        result.plan.save(self.folder / MASKS)
-        save_file(_contiguous(result.model.state_dict()), self.folder / MODEL)
+        if self.is_main:
+            result.plan.save(self.folder / MASKS)
+        self._keep(MODEL, result.model.state_dict())
         before = asdict(graph.costs())
         params = before["params"] - result.plan.removed_count
         metric = self._test(result.model)
@@ -272,7 +291,7 @@ class _Work:
             task = DistillationTask(task, self._dense_model())
         held = [] if masks is None else [HeldZeros(masks)]
         found = self._train(small, recipe, held, task)
-        save_file(_contiguous(small.state_dict()), self.folder / MODEL)
+        self._keep(MODEL, small.state_dict())
         macs = cut["costs"]["macs"]
         keys = ("costs", "costs_before", "removed", "widths", "verification_error", "metric_as_cut")
         inherited = {key: cut[key] for key in keys}
@@ -296,7 +315,12 @@ class _Work:
         return found | {"resumed_from": result.resumed_from}
 
     def _loader(self, *, augment: bool) -> Any:
-        return self.source.loaders("comparing", self.base_recipe.batch_size or 128, augment=augment).train
+        size = self.model_part.batch_size // self.job.processes
+        return self.source.loaders("comparing", size, augment=augment).train
+
+    def _keep(self, name: str, state: Mapping[str, torch.Tensor]) -> None:
+        if self.is_main:
+            save_file(_contiguous(state), self.folder / name)
 
     def _test(self, model: nn.Module) -> float:
         loader = self.source.needed_data("comparing").loaders(TEST_BATCH).test
