@@ -218,6 +218,7 @@ class ResultStore:
         *,
         columns: Sequence[str] = tuple(COLUMNS),
         not_shown_in: str | None = None,
+        limit: int | None = None,
         **where: Any,
     ) -> list[Row]:
         """Return results, in the order in which the jobs were registered.
@@ -226,27 +227,58 @@ class ResultStore:
             experiment: digest of one, None = of all.
             columns: those that are wanted.
             not_shown_in: leave out what `note_shown` noted of this place; None = nothing.
-            where: column -> value that it has to have.
+            limit: at most so many; None = all.
+            where: column -> value that it has to have, or a tuple of those that it may have.
         """
-        if unknown := [name for name in (*where, *columns) if name not in COLUMNS]:
-            raise ExperimentError(f"no result has a column {unknown[0]!r}; there are: {', '.join(COLUMNS)}.")
-        names = ", ".join(f'r."{name}"' for name in columns)
-        text, tests, values = (
-            f"SELECT {names} FROM results r",
-            [f'r."{name}" IS ?' for name in where],
-            [*where.values()],
-        )
-        if experiment is not None:
-            tests.append("r.digest IN (SELECT job FROM parts WHERE experiment = ?)")
-            values.append(experiment)
+        found = self.tuples(experiment, columns=columns, not_shown_in=not_shown_in, limit=limit, **where)
+        return [Row(dict(zip(columns, row, strict=True))) for row in found]
+
+    def tuples(
+        self,
+        experiment: str | None,
+        *,
+        columns: Sequence[str],
+        not_shown_in: str | None = None,
+        limit: int | None = None,
+        **where: Any,
+    ) -> list[tuple[Any, ...]]:
+        """Return the same as plain tuples: with a hundred thousand results, rows are what takes the time."""
+        self._check(*where, *columns)
+        tests, values = self._tests(experiment, where)
         if not_shown_in is not None and self._link.execute("PRAGMA table_info(shown)").fetchone():
             tests.append("r.digest NOT IN (SELECT digest FROM shown WHERE place = ?)")
             values.append(not_shown_in)
-        if tests:
-            text += f" WHERE {' AND '.join(tests)}"
+        names = ", ".join(f'r."{name}"' for name in columns)
+        text = f"SELECT {names} FROM results r WHERE {' AND '.join(tests)} ORDER BY r.rowid LIMIT ?"
         with self._told("read"):
-            found = self._link.execute(f"{text} ORDER BY r.rowid", values).fetchall()
-        return [Row(dict(zip(columns, row, strict=True))) for row in found]
+            return self._link.execute(text, (*values, -1 if limit is None else limit)).fetchall()
+
+    def totals(self, experiment: str) -> dict[str, Any]:
+        """Return of what is done in an experiment: count, seconds, first seed, metric and its direction."""
+        tests, values = self._tests(experiment, {"status": DONE})
+        names = ("count", "seconds", "seed", "metric_name", "higher_is_better")
+        text = "SELECT COUNT(*), SUM(seconds), MIN(seed), MIN(metric_name), MIN(higher_is_better) FROM results r"
+        with self._told("read"):
+            found = self._link.execute(f"{text} WHERE {' AND '.join(tests)}", values).fetchone()
+        return dict(zip(names, found, strict=True))
+
+    def _check(self, *names: str) -> None:
+        if unknown := [name for name in names if name not in COLUMNS]:
+            raise ExperimentError(f"no result has a column {unknown[0]!r}; there are: {', '.join(COLUMNS)}.")
+
+    def _tests(self, experiment: str | None, where: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
+        """Conditions in SQL and their values; that on the experiment is last, for it takes longest to look up."""
+        tests: list[str] = ["1"]
+        values: list[Any] = []
+        for name, value in where.items():
+            one = f'r."{name}" IS ?'
+            any_of = value if isinstance(value, tuple) else (value,)
+            tests.append(f"({' OR '.join(one for _ in any_of)})")
+            values += any_of
+        if experiment is not None:
+            tests.append("EXISTS (SELECT 1 FROM parts p WHERE p.experiment = ? AND p.job = r.digest)")
+            values.append(experiment)
+        return tests, values
 
     def detail(self, digest: str) -> dict[str, Any]:
         """Return what is kept of a job beside the columns: training curve, widths, recipe, warnings, machine."""

@@ -6,10 +6,11 @@ One chart holds all networks and budgets; a list above it says which are drawn, 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..compare.analysis import Outcome
+from ..compare.analysis import Cell, Outcome
 from ..compare.store import Row
 from ..compare.timings import Timing
 from .comparison import Findings, histories
@@ -129,6 +130,10 @@ TOOLTIP = [
 ]
 
 
+def _cut(cell: Cell) -> tuple[Any, ...]:
+    return cell.model, cell.data, cell.label, cell.of, cell.remove
+
+
 def _tooltip(findings: Findings) -> list[dict[str, Any]]:
     timed = [
         {"field": f"{_latency(batch)}_said", "title": f"latency of {samples(batch)}"}
@@ -139,13 +144,12 @@ def _tooltip(findings: Findings) -> list[dict[str, Any]]:
 
 def ways_chart(findings: Findings) -> Chart | None:
     """Return a row for each method and budget, a mark for each way; None where they are too many to tell apart."""
-    rows = [
-        point(one, findings) for one in findings.outcomes if one.cell.label is not None and one.cell.recovery != "none"
-    ]
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    most = max((len({row["title"] for row in rows if row["case"] == case}) for case in cases), default=0)
-    if not rows or most > MOST_ROWS:
+    own = [one for one in findings.outcomes if one.cell.label is not None and one.cell.recovery != "none"]
+    cuts = Counter((model, data) for model, data, *_ in {_cut(one.cell) for one in own})
+    if not own or max(cuts.values()) > MOST_ROWS:
         return None
+    rows = [point(one, findings) for one in own]
+    cases = list(dict.fromkeys(row["case"] for row in rows))
     ways = list(dict.fromkeys(row["way"] for row in rows))
     dense = [point(one, findings) for one in findings.outcomes if one.cell.label is None]
     y = {"field": "title", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 240}}

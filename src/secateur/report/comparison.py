@@ -15,18 +15,16 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
-from ..compare.analysis import SCRATCH, WORDS, Cell, Difference, Outcome, comparisons, outcomes, sentence
+from ..compare.analysis import MEASURED, SCRATCH, WORDS, Cell, Difference, Outcome, comparisons, outcomes_of, sentence
 from ..compare.jobs import Job
 from ..compare.spec import Experiment, to_toml
-from ..compare.store import COLUMNS, DONE, FAILED, ResultStore, Row
+from ..compare.store import DONE, FAILED, ResultStore, Row
 from ..compare.timings import Timing, timings
 from ..methods.sensitivity import SensitivityCurves
 
 AGAINST = ("scratch_e", "scratch_b", "random", "dense")
 MOST_CURVES = 100  # training runs that are drawn, and cuts whose widths are shown
-UNREAD = ("bytes", "macs_before", "params_before", "finished")
 EPOCH = ("epoch", "loss", "lr", "seconds")  # what a training curve has of each
-READ = tuple(name for name in COLUMNS if name not in UNREAD)
 VERDICTS = {
     "better": "better",
     "as good": "as good within 0.3 points",
@@ -75,10 +73,11 @@ class Findings:
 
     def timings_of(self, cell: Cell) -> Mapping[int, Timing]:
         """Return batch -> how long a way's network takes; it has the shape that the cut gave it."""
-        cut = cell if cell.label is None else replace(cell, recovery="none")
-        return self.timings.get(cut, {})
+        if not self.timings:
+            return {}
+        return self.timings.get(cell if cell.label is None else replace(cell, recovery="none"), {})
 
-    @property
+    @cached_property
     def timed_batches(self) -> list[int]:
         """The batches with which anything was timed."""
         return sorted({batch for found in self.timings.values() for batch in found})
@@ -117,30 +116,30 @@ def gather(folder: str | os.PathLike[str], experiment: str | None = None) -> Fin
     with ResultStore(folder) as store:
         digest = store.named(experiment)
         found = store.experiment(digest)
-        rows = store.rows(digest, columns=READ)
-        job_count = store.job_count(digest)
-        done = [row for row in rows if row.values["status"] == DONE]
-        shown = _shown(done)
+        reached = outcomes_of(store.tuples(digest, columns=MEASURED, status=DONE))
+        totals = store.totals(digest)
+        failures = store.rows(digest, status=FAILED)
+        shown = _shown(store, digest, totals["seed"])
         details = store.details([row.digest for row in shown])
-        timed = [row for row in done if row.values["kind"] == "latency"]
+        timed = store.rows(digest, status=DONE, kind="latency")
         times = timings(timed, store.details([row.digest for row in timed]))
-        curves = _sensitivity(store, [row for row in done if row.values["kind"] == "sensitivity"])
-    better = all(row.values["higher_is_better"] != 0 for row in done)
-    reached = outcomes(done)
+        curves = _sensitivity(store, store.rows(digest, status=DONE, kind="sensitivity"))
+        job_count = store.job_count(digest)
+    better = totals["higher_is_better"] != 0
     return Findings(
         found,
         digest,
         str(folder),
         reached,
         comparisons(reached, higher_is_better=better),
-        [row for row in rows if row.values["status"] == FAILED],
+        failures,
         job_count,
-        len(done),
-        next((row.metric_name for row in done if row.metric_name), "accuracy"),
+        totals["count"],
+        totals["metric_name"] or "accuracy",
         better,
         details,
         shown,
-        sum(row.values["seconds"] or 0.0 for row in done),
+        totals["seconds"] or 0.0,
         times,
         curves,
     )
@@ -155,13 +154,13 @@ def _sensitivity(store: ResultStore, rows: Sequence[Row]) -> dict[tuple[str, str
     }
 
 
-def _shown(rows: Sequence[Row]) -> list[Row]:
+def _shown(store: ResultStore, experiment: str, seed: int | None) -> list[Row]:
     """The rows whose curves and widths are shown: of the first seed, and not more than a page can hold."""
-    first = min((row.values["seed"] for row in rows), default=0)
-    own = [row for row in rows if row.values["seed"] == first]
-    cuts = [row for row in own if row.kind == "cut"]
-    trained = [row for row in own if row.kind in ("dense", "recover")]
-    return [*cuts[:MOST_CURVES], *trained[:MOST_CURVES]]
+    return [
+        row
+        for kinds in (("cut",), ("dense", "recover"))
+        for row in store.rows(experiment, limit=MOST_CURVES, status=DONE, seed=seed, kind=kinds)
+    ]
 
 
 def rival_of(gap: Difference) -> str:

@@ -70,11 +70,11 @@ def _sections(findings: Findings) -> Iterator[Section]:
 
 
 def _in_words(findings: Findings) -> list[Listing]:
-    told = [sentence(gap) for gap in findings.differences]
+    told = [sentence(gap) for gap in findings.differences[:MOST_SENTENCES]]
     if not told:
         return []
-    more = [f"and {len(told) - MOST_SENTENCES} more; --json has all"] if len(told) > MOST_SENTENCES else []
-    return [Listing("The same in words", [*told[:MOST_SENTENCES], *more])]
+    left = len(findings.differences) - len(told)
+    return [Listing("The same in words", [*told, *([f"and {left} more; --json has all"] if left else [])])]
 
 
 def _failures(findings: Findings) -> list[Listing]:
