@@ -57,6 +57,20 @@ def test_flags_and_a_file_make_the_same_experiment(tmp_path):
     assert facts("compare", spec, "--out", tmp_path, "--dry-run")["experiment"] == told["experiment"]
 
 
+def test_what_is_measured_besides_and_how_training_is_shared_can_be_flags(tmp_path):
+    more = ("--latency", "--sensitivity", "--processes", 2)
+    told = facts("compare", *FLAGS, *SHORT, *more, "--seeds", 0, "--out", tmp_path, "--dry-run")
+    spec = tmp_path / "spec.toml"
+    spec.write_text(
+        "latency = true\nsensitivity = true\nprocesses = 2\nseeds = [0]\n[[budgets]]\nremove = 0.5\n"
+        '[[methods]]\nname = "l1_filter"\n[[models]]\nname = "digits_resnet"\ndata = "digits"\nrecipe = "digits"\n'
+        "finetune_epochs = 1\nchanges = { epochs = 1, warmup_epochs = 0, batch_size = 256 }\n"
+    )
+    assert told["experiment"] == read_experiment(spec).digest
+    assert sum("latency" in one["job"] for one in told["estimates"]) == 2
+    assert sum("sensitivity" in one["job"] for one in told["estimates"]) == 1
+
+
 def test_a_dry_run_lists_the_trials_with_time_and_multiply_adds(tmp_path):
     result = run("compare", *FLAGS, *SHORT, "--seeds", 0, "--out", tmp_path / "x", "--dry-run")
     assert result.exit_code == 0

@@ -58,6 +58,12 @@ Processes = Annotated[
         help="Processes that share each training run, under accelerate launch, and the threads of a job. [1]",
     ),
 ]
+Latency = Annotated[
+    bool, typer.Option("--latency", help="Time each cut network against its dense one, once all else is done.")
+]
+Sensitivity = Annotated[
+    bool, typer.Option("--sensitivity", help="Cut one group at a time of the first seed's dense networks, and measure.")
+]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Processes that work at the same time.")]
 ThreadsOfEach = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads of each process. [the cores shared out]")
@@ -96,6 +102,8 @@ def compare(
     recovery: Recoveries = None,
     seeds: Seeds = None,
     name: Title = None,
+    latency: Latency = False,
+    sensitivity: Sensitivity = False,
     processes: Processes = None,
     jobs: Jobs = 1,
     threads: ThreadsOfEach = None,
@@ -122,6 +130,8 @@ def compare(
         "recoveries": recovery,
         "seeds": None if seeds is None else list(numbers(seeds, "--seeds")),
         "name": name,
+        "latency": latency or None,
+        "sensitivity": sensitivity or None,
         "processes": processes,
     }
     _check_flags(spec, flags, data, of)
