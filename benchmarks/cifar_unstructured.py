@@ -4,6 +4,12 @@
         [--seeds 0 1 2] [--epochs 60] [--finetune 30] [--work FOLDER] [--device cpu]
         [--out benchmarks/results/cifar_unstructured.json]
 
+    python -m benchmarks.cifar_unstructured --data FOLDER --checkpoint benchmarks/checkpoints/resnet20 [--finetune 1]
+
+The second form starts every seed from one trained network, for machines on which training takes days: only methods that
+read weights take part, a seed draws the data order and the calibration images, and the column `scratch` is left out.
+`--finetune 0` leaves that column out too.
+
 With `--data digits` a small ResNet on scikit-learn's digits, minutes on one core.
 
 Every network sees as many epochs of training in all, `--epochs` and `--finetune` together, by one recipe (cosine from
@@ -41,10 +47,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from secateur import Budget, HeldZeros, attach, data, models, sparsify, train
-from secateur.catalogue import CATALOGUE, find
+from secateur.catalogue import find
 from secateur.methods._attached_weights import TrainingWeightMethod
 from secateur.recovery.finetune import finetune
 
@@ -92,6 +99,7 @@ class Bench:
     finetune_epochs: int
     device: str
     work: Path
+    trained: nn.Module | None = None  # in place of training one for each seed
 
     def new(self, seed: int) -> nn.Module:
         """Return a network with the first weights of a seed."""
@@ -125,11 +133,14 @@ class Bench:
         return model
 
     def _folder(self, seed: int, key: str) -> Path:
-        return self.work / f"{self.name}-{self.epochs}+{self.finetune_epochs}" / f"{seed}-{key}"
+        start = self.epochs if self.trained is None else "trained"
+        return self.work / f"{self.name}-{start}+{self.finetune_epochs}" / f"{seed}-{key}"
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - one bench, one seed at a time
     def dense(self, seed: int) -> nn.Module:
         """Return the trained network of a seed."""
+        if self.trained is not None:
+            return self.trained
         return self.fit(self.new(seed), seed, "dense", epochs=self.epochs)
 
     def rows(self, method: str, remove: float, seed: int) -> Iterator[tuple[str, float]]:
@@ -149,6 +160,8 @@ class Bench:
             yield "none", self.test(result.model)
         else:
             plan = yield from self._one_shot(method, budget, seed, key)
+        if self.trained is not None:
+            return
         model = self.new(seed + 1000)
         plan.apply_(model)
         yield "scratch", self.test(self.fit(model, seed, f"{key}-scratch", HeldZeros(plan)))
@@ -164,6 +177,8 @@ class Bench:
             yield "train", self.test(self.fit(result.model, seed, key, result.hold()))
             return result.plan
         yield "none", self.test(result.model)
+        if not self.finetune_epochs:
+            return result.plan
         recipe = self.recipe(seed, self.epochs).finetuning(self.finetune_epochs)
         kept = {"checkpoint_dir": self._folder(seed, key), "progress": False}
         held, loader = [result.hold()], self.loader(seed)
@@ -184,8 +199,9 @@ def collect(head: dict[str, Any], bench: Bench, seed: int, options: argparse.Nam
         raise SystemExit(f"{options.out} holds rows of another setting ({result['data']}): give another --out.")
     result |= head
     runs = {(row["method"], row["remove"], row["repair"]): row for row in result["rows"]}
+    last = "scratch" if bench.trained is None else "finetune" if bench.finetune_epochs else "none"
     for remove, method in itertools.product(options.removes, options.methods):
-        if seed in runs.get((method, remove, "scratch"), {}).get("seeds", ()):
+        if seed in runs.get((method, remove, last), {}).get("seeds", ()):
             continue
         start = time.perf_counter()
         dense = result.setdefault("dense", {}).setdefault(bench.name, {})
@@ -224,15 +240,23 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([f"dense {result.get('dense')}", *lines])
 
 
-def methods_to_run(names: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the names asked for, or those of `METHODS` that the catalogue has."""
+def methods_to_run(names: Sequence[str] | None, *, is_trained: bool) -> tuple[str, ...]:
+    """Return the names asked for, or those of `METHODS` that can start from what there is."""
+    able = [m for m in METHODS if not is_trained or not (m in OF_NEW_NETWORKS or "training" in find(m).needs)]
+    if is_trained and (unable := sorted(set(names or ()) - set(able))):
+        raise SystemExit(f"{', '.join(unable)}: cannot start from a trained network; one of {', '.join(able)} can.")
     for name in names or ():
         find(name)
-    return tuple(names) if names else tuple(name for name in METHODS if name in CATALOGUE)
+    return tuple(names or able)
 
 
 def bench_of(options: argparse.Namespace, work: Path) -> Bench:
-    length = (options.epochs, options.finetune, options.device, work)
+    trained = None
+    if options.checkpoint is not None:
+        trained = models.resnet20().to(options.device)
+        trained.load_state_dict(load_file(options.checkpoint / "model.safetensors"))
+        trained.eval()
+    length = (options.epochs, options.finetune, options.device, work, trained)
     if options.data == "digits":
         return Bench("digits_resnet", models.digits_resnet, data.digits(), 64, *length)
     return Bench("resnet20", models.resnet20, data.cifar10(options.data), 128, *length)
@@ -246,22 +270,31 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--finetune", type=int, default=30, help="epochs after pruning a trained network")
+    parser.add_argument("--checkpoint", type=Path, help="folder with a trained ResNet-20")
     parser.add_argument("--work", type=Path, help="folder for checkpoints, kept")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="default: results/cifar_unstructured.json or digits_unstructured.json")
     options = parser.parse_args()
-    options.methods, is_digits = methods_to_run(options.methods), options.data == "digits"
+    is_digits, is_trained = options.data == "digits", options.checkpoint is not None
+    if is_digits and is_trained:
+        parser.error("--checkpoint holds a network for CIFAR-10: leave it out with --data digits.")
+    options.methods = methods_to_run(options.methods, is_trained=is_trained)
     options.out = options.out or RESULTS.with_name(f"{'digits' if is_digits else 'cifar'}_unstructured.json")
     torch.set_num_threads(1 if is_digits else 2)
     with tempfile.TemporaryDirectory() as temporary:
         bench = bench_of(options, options.work or Path(temporary))
         head = {
             "command": f"python -m benchmarks.cifar_unstructured --data {'digits' if is_digits else 'FOLDER'} "
-            f"--removes {' '.join(f'{r:g}' for r in options.removes)} --epochs {options.epochs} --finetune "
-            f"{options.finetune}",
-            "data": f"{bench.images.name}, {len(bench.images.test_labels)} test images; last epoch; before pruning "
-            f"after {options.epochs} epochs, else after {options.epochs + options.finetune} in all (lottery_ticket: "
-            "more)",
+            f"--removes {' '.join(f'{r:g}' for r in options.removes)} "
+            + ("--checkpoint FOLDER" if is_trained else f"--epochs {options.epochs}")
+            + f" --finetune {options.finetune}",
+            "data": f"{bench.images.name}, {len(bench.images.test_labels)} test images; last epoch; "
+            + (
+                f"one trained network, {options.finetune} epochs more after pruning"
+                if is_trained
+                else f"before pruning after {options.epochs} epochs, else after {options.epochs + options.finetune} in "
+                "all (lottery_ticket: more)"
+            ),
             "published": {} if is_digits else PUBLISHED,
         }
         for seed in options.seeds:

@@ -88,13 +88,14 @@ def jobs_of(experiment: Experiment) -> list[Job]:
 def _of_method(experiment: Experiment, model: ModelPart, method: MethodPart, dense: Job) -> list[Job]:
     jobs = []
     for budget in experiment.budgets_of(method):
-        given: dict[str, Any] = {"method": _plain(method), "budget": _plain(budget)}
+        own = {name: value for name, value in _plain(method).items() if name not in ("budgets", "recoveries")}
+        given: dict[str, Any] = {"method": own, "budget": _plain(budget)}
         count = experiment.processes if "training" in CATALOGUE[method.name].needs else 1
         cut = Job("cut", dense.model, dense.seed, dense.hold_out, **given, needs=(dense.digest,), processes=count)
         jobs.append(cut)
         if experiment.latency:
             jobs.append(replace(cut, kind="latency", needs=(cut.digest, dense.digest), processes=1))
-        for recovery in experiment.recoveries:
+        for recovery in experiment.recoveries_of(method):
             if recovery != "none":
                 jobs.append(_recovery(experiment, cut, dense, recovery))
     return jobs

@@ -21,9 +21,10 @@ from ..errors import ExperimentError
 from ..train import ClassificationTask
 from ..train.progress import ProgressBar
 from .jobs import Job, jobs_of
+from .shared import network_of, share
 from .spec import Experiment
 from .store import DONE, FAILED, ResultStore
-from .work import Place
+from .work import MODEL, Place
 
 log = logging.getLogger(__name__)
 LOCK = "driver.lock"
@@ -142,6 +143,8 @@ class _Driver:
         self.jobs = {job.digest: job for job in jobs_of(experiment)}
         self.task = ClassificationTask()
         self.deaths: dict[str, int] = {}
+        self.networks: dict[str, str | None] = {}  # job -> what it trains from scratch
+        self.trained: dict[str, Job] = {}  # that -> a job which is done with it
         self.ran = 0
 
     def run(self, *, retry_failed: bool, visible: bool | None) -> Summary:
@@ -155,6 +158,7 @@ class _Driver:
         with ProgressBar("comparing", len(self.jobs), visible=visible) as bar:
             bar.advance(len(self.status))
             while True:
+                bar.advance(self._share(running))
                 ready = self._ready(running)
                 for job in ready[: self.workers.free_count if ready else 0]:
                     self.workers.submit(job)
@@ -182,18 +186,53 @@ class _Driver:
                 self.status[digest] = DONE
             if self.status.get(digest) == DONE:
                 self.place.tidy(digest)
+                self._keep_network(job)
 
-    def _ready(self, running: set[str]) -> list[Job]:
-        """Return jobs that can be handed out; what is timed only where nothing else is left, one at a time."""
-        ready = [
+    def _waiting(self, running: set[str]) -> list[Job]:
+        """Return jobs that are not done, and need nothing that is not."""
+        return [
             job
             for digest, job in self.jobs.items()
             if digest not in self.status
             and digest not in running
             and all(self.status.get(need) == DONE for need in job.needs)
         ]
-        rest = [job for job in ready if job.kind != "latency"]
-        return rest if rest or running else ready[:1]
+
+    def _ready(self, running: set[str]) -> list[Job]:
+        """Return jobs that can be handed out.
+
+        What is timed only where nothing else is left, one at a time; of jobs that train one network, the first.
+        """
+        waiting = self._waiting(running)
+        rest = [job for job in waiting if job.kind != "latency"]
+        if not rest and not running:
+            return waiting[:1]
+        busy, ready = {self._network(self.jobs[digest]) for digest in running}, []
+        for job in rest:
+            network = self._network(job)
+            if network is None or network not in busy:
+                ready.append(job)
+                busy.add(network)
+        return ready
+
+    def _share(self, running: set[str]) -> int:
+        """Give jobs what another one trained already; return how many."""
+        given = [job for job in self._waiting(running) if self._network(job) in self.trained]
+        for job in given:
+            share(job, self.trained[self._network(job) or ""], self.place)
+            self._take(Answer(job.digest))
+        return len(given)
+
+    def _network(self, job: Job) -> str | None:
+        """Return what a job that is ready or done trains from scratch."""
+        if job.digest not in self.networks:
+            self.networks[job.digest] = network_of(job, self.place) if job.kind == "recover" else None
+        return self.networks[job.digest]
+
+    def _keep_network(self, job: Job) -> None:
+        network = self._network(job)
+        if network is not None and (self.place.of(job.digest) / MODEL).exists():
+            self.trained.setdefault(network, job)
 
     def _take(self, answer: Answer) -> bool:
         """Write an answer down; False if the job has to run again."""
@@ -202,6 +241,7 @@ class _Driver:
         if result is not None:
             self.store.record(job, result, self.task)
             self.status[answer.digest] = DONE
+            self._keep_network(job)
             self.ran += 1
             self._show()
             return True

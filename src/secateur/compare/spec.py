@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,6 +100,7 @@ class MethodPart(_Part):
         name: in the catalogue.
         settings: that differ from the paper's.
         budgets: in place of the experiment's.
+        recoveries: in place of the experiment's.
         repair: what mends the cut; None = what `prune` does by itself.
         label: what it is called in tables; two entries of one method need different ones.
     """
@@ -107,6 +108,7 @@ class MethodPart(_Part):
     name: Name
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     budgets: tuple[BudgetPart, ...] | None = Field(default=None, min_length=1, strict=False)
+    recoveries: tuple[str, ...] | None = Field(default=None, min_length=1, strict=False)
     repair: tuple[str, ...] | None = Field(default=None, strict=False)
     label: str = ""
 
@@ -164,6 +166,15 @@ class Experiment(_Part):
     def budgets_of(self, method: MethodPart) -> tuple[BudgetPart, ...]:
         """Return the budgets that a method is asked to meet."""
         return self.budgets if method.budgets is None else method.budgets
+
+    def recoveries_of(self, method: MethodPart) -> tuple[str, ...]:
+        """Return what follows a method's cuts."""
+        return self.recoveries if method.recoveries is None else method.recoveries
+
+    @property
+    def every_recovery(self) -> tuple[str, ...]:
+        """What follows the cuts of any method."""
+        return tuple(dict.fromkeys(name for method in self.compared for name in self.recoveries_of(method)))
 
     @property
     def digest(self) -> str:
@@ -264,12 +275,11 @@ def _problems(experiment: Experiment) -> Iterator[Problem]:
         yield from _of_model(model, ("models", i))
     for i, method in enumerate(experiment.methods):
         yield from _of_method(experiment, method, ("methods", i))
-    for i, name in enumerate(experiment.recoveries):
-        if name not in RECOVERIES:
-            yield ("recoveries", i), str(UnknownName("recovery", name, RECOVERIES))
+    yield from _of_recoveries(experiment.recoveries, ())
+    for i, method in enumerate(experiment.methods):
+        yield from _of_recoveries(method.recoveries or (), ("methods", i))
     if experiment.processes > 1:
         yield from _of_processes(experiment)
-    yield from _repeated("recoveries", experiment.recoveries)
     yield from _repeated("seeds", experiment.seeds)
     yield from _repeated("budgets", experiment.budgets)
     yield from _repeated("models", [(m.name, m.data) for m in experiment.models])
@@ -282,6 +292,13 @@ def _repeated(part: str, values: Iterable[Any]) -> Iterator[Problem]:
         if value in seen:
             yield (part, i), f"{value} is there twice"
         seen.add(value)
+
+
+def _of_recoveries(names: Sequence[str], place: tuple[str | int, ...]) -> Iterator[Problem]:
+    for i, name in enumerate(names):
+        if name not in RECOVERIES:
+            yield (*place, "recoveries", i), str(UnknownName("recovery", name, RECOVERIES))
+    yield from (((*place, *where), said) for where, said in _repeated("recoveries", names))
 
 
 def _of_model(model: ModelPart, place: tuple[str | int, ...]) -> Iterator[Problem]:

@@ -78,6 +78,7 @@ DETAIL = (
     "widths",
     "recipe",
     "resumed_from",
+    "shared_with",
     "latency",
     "sensitivity",
     "warnings",

@@ -44,7 +44,7 @@ from ..train.snapshots import Snapshots
 from ..weight_plan import WeightPlan
 from .jobs import Job, is_weight_job
 from .launch import launched
-from .spec import MethodPart, ModelPart
+from .spec import MethodPart, ModelPart, digest_of
 
 log = logging.getLogger(__name__)
 RESULT, MODEL, REWIND, PLAN, MASKS = (
@@ -59,6 +59,7 @@ TEST_BATCH = 512
 TIMED_BATCHES = (1, 64)
 TIMED_S = 0.5  # of each model at each batch
 TRIED = tuple(k / 8 for k in range(1, 8))  # fractions of a group, in an analysis of sensitivity
+INHERITED = ("costs", "costs_before", "removed", "widths", "verification_error", "metric_as_cut")  # from the cut
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,7 @@ class _Work:
             "removed": result.removed,
             "widths": {name: [result.graph.widths[name], len(kept)] for name, kept in result.plan.kept.items()},
             "verification_error": None if check is None else check.max_relative_error,
+            "structure": structure_of(result.model),
         }
 
     def _sparsify(self, dense: nn.Module, graph: ChannelGraph) -> dict[str, Any]:
@@ -293,8 +295,7 @@ class _Work:
         found = self._train(small, recipe, held, task)
         self._keep(MODEL, small.state_dict())
         macs = cut["costs"]["macs"]
-        keys = ("costs", "costs_before", "removed", "widths", "verification_error", "metric_as_cut")
-        inherited = {key: cut[key] for key in keys}
+        inherited = {key: cut[key] for key in INHERITED}
         return found | inherited | {"metric": self._test(small), "train_macs": found["epochs"] * macs}
 
     def _train(
@@ -401,6 +402,13 @@ def recipe_of(job: Job, *, macs_before: int, macs_after: int) -> Recipe:
 def _rewind_epoch(part: ModelPart, base: Recipe) -> int:
     """The epoch that rewinding goes back to: as many from the end as fine-tuning has, if there are as many."""
     return max(base.epochs - part.finetune_epochs, 0)
+
+
+def structure_of(model: nn.Module) -> str:
+    """Return a digest of a network's modules, shapes and whole numbers: all of it but the values that are trained."""
+    state = model.state_dict()
+    whole = {name: tensor.tolist() for name, tensor in state.items() if not tensor.is_floating_point()}
+    return digest_of([str(model), {name: list(tensor.shape) for name, tensor in state.items()}, whole])
 
 
 def images_of(job: Job) -> tuple[int, int]:

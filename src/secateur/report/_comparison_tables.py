@@ -51,7 +51,7 @@ def named(cell: Cell) -> tuple[str, str]:
 def reached_table(findings: Findings, case: Case, cuts: Sequence[Cell]) -> Table:
     """Return what each way reached: a row for each method and budget, the random control beside it."""
     seeds = len(findings.experiment.seeds)
-    recoveries = [name for name in findings.experiment.recoveries if name != "none"]
+    recoveries = [name for name in findings.experiment.every_recovery if name != "none"]
     control = next((name for name in recoveries if name not in SCRATCH), "none")
     dense = spread(findings.by_cell.get(Cell(*case)), seeds)
     rows = []
@@ -186,7 +186,7 @@ def training_table(findings: Findings) -> Table:
 
 def effort_table(findings: Findings, case: Case, cuts: Sequence[Cell]) -> Table:
     """Return how long each way trained, in epochs and multiply-adds relative to the dense network."""
-    recoveries = [name for name in findings.experiment.recoveries if name != "none"]
+    recoveries = [name for name in findings.experiment.every_recovery if name != "none"]
     dense = findings.by_cell.get(Cell(*case))
     whole = None if dense is None else dense.train_macs
     rows = []

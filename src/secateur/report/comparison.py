@@ -265,7 +265,7 @@ def facts_of(findings: Findings) -> dict[str, str]:
         "jobs": f"{findings.done_count} of {findings.job_count} done, {len(findings.failures)} failed",
         "seeds": ", ".join(str(seed) for seed in experiment.seeds),
         "held out": f"{experiment.hold_out:.0%} of the training images, for every choice",
-        "computing": f"{findings.seconds:.0f} s, all jobs together",
+        "computing": f"{findings.seconds:.0f} s, all jobs together; a network that several share counts for each",
         "machine": "; ".join(machines_of(findings)) or "not known",
         "written": f"{time.strftime('%Y-%m-%d %H:%M')}, by secateur {version('secateur')}",
     }
