@@ -57,6 +57,20 @@ def test_flags_and_a_file_make_the_same_experiment(tmp_path):
     assert facts("compare", spec, "--out", tmp_path, "--dry-run")["experiment"] == told["experiment"]
 
 
+def test_what_is_measured_besides_and_how_training_is_shared_can_be_flags(tmp_path):
+    more = ("--latency", "--sensitivity", "--processes", 2)
+    told = facts("compare", *FLAGS, *SHORT, *more, "--seeds", 0, "--out", tmp_path, "--dry-run")
+    spec = tmp_path / "spec.toml"
+    spec.write_text(
+        "latency = true\nsensitivity = true\nprocesses = 2\nseeds = [0]\n[[budgets]]\nremove = 0.5\n"
+        '[[methods]]\nname = "l1_filter"\n[[models]]\nname = "digits_resnet"\ndata = "digits"\nrecipe = "digits"\n'
+        "finetune_epochs = 1\nchanges = { epochs = 1, warmup_epochs = 0, batch_size = 256 }\n"
+    )
+    assert told["experiment"] == read_experiment(spec).digest
+    assert sum("latency" in one["job"] for one in told["estimates"]) == 2
+    assert sum("sensitivity" in one["job"] for one in told["estimates"]) == 1
+
+
 def test_a_dry_run_lists_the_trials_with_time_and_multiply_adds(tmp_path):
     result = run("compare", *FLAGS, *SHORT, "--seeds", 0, "--out", tmp_path / "x", "--dry-run")
     assert result.exit_code == 0
@@ -94,6 +108,23 @@ def test_a_comparison_runs_and_goes_on(tmp_path):
     again = run("compare", *args)
     assert again.exit_code == 0
     assert "3 of 3 jobs done, 0 of them now" in again.stdout
+
+
+@pytest.mark.filterwarnings("ignore")  # what TensorBoard's dependencies warn about
+def test_results_are_shown_by_a_tracker(folder, tmp_path):
+    pytest.importorskip("tensorboard")
+    spec = folder / "spec.toml"
+    spec.write_text(to_toml(small_grid()))
+    result = run("compare", spec, "--out", folder, "--track", "tensorboard", "--track-dir", tmp_path / "shown")
+    assert "48 of 51 jobs done, 0 of them now" in result.stdout
+    assert len(list((tmp_path / "shown" / "tiny").iterdir())) == 48
+
+
+def test_a_tracker_that_there_is_not_is_refused_before_anything_runs(tmp_path):
+    result = run("compare", *FLAGS, "--out", tmp_path / "x", "--track", "tensorbord")
+    assert result.exit_code == 1
+    assert "did you mean 'tensorboard'" in result.stderr
+    assert not (tmp_path / "x").exists()
 
 
 def test_failed_jobs_end_with_1_and_are_named(folder):

@@ -7,7 +7,9 @@ from typing import Any
 from secateur.compare.jobs import Job
 from secateur.compare.run import Answer
 from secateur.compare.spec import made
+from secateur.compare.work import Place, write_json
 
+COSTS = {"channels": 1, "macs": 10, "params": 5, "bytes": 20}
 TINY: dict[str, Any] = {
     "name": "tiny",
     "models": [
@@ -29,6 +31,20 @@ TINY: dict[str, Any] = {
 def tiny(**changes):
     """Return a small experiment on the embedded digits."""
     return made({**TINY, **changes})
+
+
+def pretend(folder, fails=()):
+    """Return what leaves a made-up result in a job's folder, in place of doing it."""
+    place = Place(folder)
+
+    def perform(job):
+        if any(word in str(job) for word in fails):
+            raise RuntimeError(f"{job} broke")
+        target = place.of(job.digest)
+        target.mkdir(parents=True, exist_ok=True)
+        write_json(target / "result.json", {"metric": 0.5, "costs": COSTS, "seconds": 0.0, "test_count": 10})
+
+    return perform
 
 
 class OwnWorkers:

@@ -40,10 +40,10 @@ def make():
 '''
 
 
-def quick(folder, **changes):
+def quick(folder, *, norms=True, **changes):
     """Write network and images to a folder, and return an experiment on them."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "network.py").write_text(NETWORK)
+    (folder / "network.py").write_text(NETWORK if norms else NETWORK.replace("nn.BatchNorm2d(4),", ""))
     random = np.random.default_rng(0)
     for label, shade in (("dark", 60), ("light", 190)):
         (folder / "images" / label).mkdir(parents=True, exist_ok=True)

@@ -66,6 +66,14 @@ def test_what_is_done_gives_the_time_and_the_exact_costs_of_the_rest(tmp_path, d
     assert total["wall_seconds"] == pytest.approx(total["seconds"] / 2)
 
 
+def test_timing_and_sensitivity_are_listed_and_train_nothing():
+    told = estimates(tiny(control=False, latency=True, sensitivity=True, recoveries=["none"]))
+    kinds = {one.job.kind: one for one in told}
+    assert len(told) == 4
+    assert kinds["latency"].train_macs == kinds["sensitivity"].train_macs == 0
+    assert kinds["sensitivity"].seconds > 0
+
+
 def test_measuring_leaves_the_random_state_alone():
     before = torch.get_rng_state()
     estimates(tiny())

@@ -11,26 +11,9 @@ from secateur.compare.jobs import jobs_of
 from secateur.compare.local import LocalWorkers
 from secateur.compare.run import Answer, held, run
 from secateur.compare.store import ResultStore
-from secateur.compare.work import Place, write_json
 from secateur.errors import ExperimentError
 
-from .experiments import OwnWorkers, tiny
-
-COSTS = {"channels": 1, "macs": 10, "params": 5, "bytes": 20}
-
-
-def pretend(folder, fails=()):
-    """Return what leaves a made-up result in a job's folder, in place of doing it."""
-    place = Place(folder)
-
-    def perform(job):
-        if any(word in str(job) for word in fails):
-            raise RuntimeError(f"{job} broke")
-        target = place.of(job.digest)
-        target.mkdir(parents=True, exist_ok=True)
-        write_json(target / "result.json", {"metric": 0.5, "costs": COSTS, "seconds": 0.0, "test_count": 10})
-
-    return perform
+from .experiments import OwnWorkers, pretend, tiny
 
 
 def test_everything_runs_once_and_in_order(tmp_path):

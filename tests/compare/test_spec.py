@@ -8,6 +8,8 @@ from secateur.compare.jobs import Job, jobs_of
 from secateur.compare.spec import digest_of, made, read_experiment
 from secateur.errors import ExperimentError
 
+from .experiments import TINY, tiny
+
 GOOD = """
 name = "tiny"
 recoveries = ["finetune", "scratch_b"]
@@ -87,6 +89,49 @@ def test_a_job_survives_json_and_its_digest_follows_what_decides_its_result(tmp_
     other_tuning = jobs_of(read_experiment(written(tmp_path, GOOD.replace('"scratch_b"', '"scratch_e"'))))
     shared = {j.digest for j in jobs} & {j.digest for j in other_tuning}
     assert {j.kind for j in jobs if j.digest in shared} == {"dense", "cut", "recover"}
+
+
+def test_settings_that_came_later_leave_the_digests_of_earlier_experiments_and_jobs_as_they_were():
+    values = tiny().model_dump(mode="json")
+    assert tiny().digest == digest_of({k: v for k, v in values.items() if k not in ("sensitivity", "processes")})
+    assert tiny(sensitivity=True).digest != tiny().digest
+    assert jobs_of(tiny())[0].digest == "191fe1dd94891d8e"
+    assert all("processes" not in job.to_json() for job in jobs_of(tiny(sensitivity=True)))
+
+
+def test_sensitivity_is_one_job_for_each_network(tmp_path):
+    jobs = jobs_of(tiny(sensitivity=True, seeds=[5, 6]))
+    (own,) = [job for job in jobs if job.kind == "sensitivity"]
+    (dense,) = [job for job in jobs if job.digest in own.needs]
+    assert (dense.kind, dense.seed) == ("dense", 5)
+
+
+def test_only_what_trains_is_shared_by_several_processes_and_is_another_job(tmp_path):
+    slimming = {"name": "network_slimming", "settings": {"recipe": {"epochs": 1}}}
+    asked = {"methods": [{"name": "l1_filter"}, slimming], "latency": True, "sensitivity": True}
+    alone, shared = jobs_of(tiny(**asked)), jobs_of(tiny(**asked, processes=2))
+    assert tiny(processes=2).digest != tiny().digest
+    assert not {job.digest for job in alone} & {job.digest for job in shared}
+    by_count = {(job.kind, (job.method or {}).get("name") == "network_slimming"): job.processes for job in shared}
+    assert {key for key, count in by_count.items() if count == 2} == {
+        ("dense", False),
+        ("cut", True),
+        ("recover", False),
+        ("recover", True),
+    }
+    assert all(Job.from_json(job.to_json()) == job for job in shared)
+    trained = [{**TINY["models"][0], "weights": "there.safetensors"}]
+    assert jobs_of(tiny(models=trained, processes=2))[0].processes == 1
+
+
+def test_processes_among_which_batches_cannot_be_shared_out_are_refused(monkeypatch):
+    with pytest.raises(ExperimentError, match=r"batches of 256 .* 3 processes; set changes = \{ batch_size = 255 \}"):
+        tiny(processes=3)
+    with pytest.raises(ExperimentError, match="processes"):
+        tiny(processes=0)
+    monkeypatch.setattr("secateur.compare.spec.find_spec", lambda name: None)
+    with pytest.raises(ExperimentError, match=r"needs Accelerate: pip install"):
+        tiny(processes=2)
 
 
 def test_the_order_of_keys_does_not_change_a_digest():

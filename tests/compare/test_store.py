@@ -117,6 +117,19 @@ def test_unknown_columns_and_experiments_are_named(filled):
         store.experiment("abc")
 
 
+def test_rows_can_be_of_several_kinds_and_of_one_experiment_and_not_too_many(filled):
+    store, experiment, jobs = filled
+    store.record(jobs[1], RESULT | {"seconds": 0.5}, ClassificationTask())
+    store.record(jobs[2], RESULT, ClassificationTask())
+    assert [row.kind for row in store.rows(experiment.digest, kind=("dense", "cut"))] == ["dense", "cut"]
+    assert [row.kind for row in store.rows(experiment.digest, limit=1)] == ["dense"]
+    assert store.rows("another") == []
+    assert store.tuples(experiment.digest, columns=("kind", "seed"), kind="dense") == [("dense", 0)]
+    told = {"count": 3, "seconds": 3.5, "seed": 0, "metric_name": "accuracy", "higher_is_better": 1}
+    assert store.totals(experiment.digest) == told
+    assert store.totals("another")["count"] == 0
+
+
 def test_a_hundred_thousand_results_open_at_once(filled, tmp_path):
     store, _, _ = filled
     (names, first) = ("digest, kind, model, data, recovery, seed, status, metric", store.rows(status="done")[0])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from secateur.compare.jobs import jobs_of
+from secateur.compare.run import run
 from secateur.compare.store import ResultStore
 from secateur.compare.trackers import show
 from secateur.train import ClassificationTask, Tracking
 
-from .experiments import tiny
+from .experiments import OwnWorkers, pretend, tiny
 
 RESULT = {
     "metric": 0.9,
@@ -45,6 +46,47 @@ def test_each_result_is_a_run_of_its_own_in_tensorboard(store, tmp_path):
     assert (accuracy.step, accuracy.value) == (2, pytest.approx(0.9))
     assert found.Scalars("test/accuracy_as_cut")[0].value == pytest.approx(0.4)
     assert found.Scalars("cost/macs")[0].value == 10
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_result_is_shown_once_in_each_place(store, tmp_path):
+    pytest.importorskip("tensorboard")
+    tracking = Tracking("tensorboard", tmp_path / "shown", "tiny")
+    assert [show(store, tracking), show(store, tracking)] == [2, 0]
+    store.record(jobs_of(tiny())[2], RESULT, ClassificationTask())
+    assert show(store, tracking) == 1
+    assert len(list((tmp_path / "shown" / "tiny").iterdir())) == 3
+    assert show(store, Tracking("tensorboard", tmp_path / "elsewhere", "tiny")) == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_results_go_to_a_tracker_as_they_come_and_those_of_earlier_runs_too(tmp_path):
+    pytest.importorskip("tensorboard")
+    tracking, seen = Tracking("tensorboard", tmp_path / "shown", "tiny"), []
+
+    def watch(store):
+        seen.append(show(store, tracking))
+
+    half = tiny(recoveries=["finetune"], control=False)
+    run(half, tmp_path, OwnWorkers(pretend(tmp_path)), progress=False)
+    run(tiny(control=False), tmp_path, OwnWorkers(pretend(tmp_path)), progress=False, watch=watch)
+    assert seen == [3, 1], "dense, cut and fine-tuned were there; from scratch came"
+    run(tiny(control=False), tmp_path, OwnWorkers(pretend(tmp_path)), progress=False, watch=watch)
+    assert seen[2:] == [0]
+
+
+def test_a_tracker_that_fails_stops_neither_the_run_nor_says_nothing(tmp_path, caplog):
+    calls = []
+
+    def watch(store):
+        calls.append(len(store.statuses()))
+        if len(calls) == 2:
+            raise ConnectionError("the server is gone")
+
+    summary = run(tiny(), tmp_path, OwnWorkers(pretend(tmp_path)), progress=False, watch=watch)
+    assert summary.is_complete
+    assert calls == [0, 1]
+    assert "no longer passed on (ConnectionError: the server is gone)" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore")

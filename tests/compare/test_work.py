@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 
 from secateur.compare.jobs import jobs_of
 from secateur.compare.run import run
 from secateur.compare.store import ResultStore
 from secateur.compare.work import Place, perform
+from secateur.methods.sensitivity import SensitivityCurves
 
 from .experiments import OwnWorkers
 from .quick import quick
@@ -35,3 +38,18 @@ def test_latency_is_of_the_cut_network_and_the_dense_one_at_two_batches(tmp_path
                 assert timed["before"]["batch"] == timed["after"]["batch"] == batch
                 assert timed["after"]["threads"] == torch.get_num_threads()
                 assert timed["after"]["median_ms"] == getattr(row, f"latency_{batch}_ms")
+
+
+def test_sensitivity_is_of_the_dense_network_of_the_first_seed_on_held_out_images(tmp_path):
+    experiment = quick(tmp_path, control=False, sensitivity=True, recoveries=["none"], seeds=[3, 4])
+    with torch.random.fork_rng():
+        summary = run(experiment, tmp_path, OwnWorkers(lambda job: perform(job, Place(tmp_path))), progress=False)
+    assert summary.is_complete, summary.failed
+    with ResultStore(tmp_path) as store:
+        (row,) = store.rows(kind="sensitivity")
+        curves = SensitivityCurves.from_json(json.dumps(store.detail(row.digest)["sensitivity"]))
+        (dense,) = store.rows(kind="dense", seed=3)
+    assert (row.seed, row.metric, row.macs) == (3, None, dense.macs)
+    assert curves.sample_count == 6, "a quarter of the training images"
+    assert list(curves.groups) == ["0", "3"]
+    assert curves.groups["0"].removed == (0, 0, 1, 1, 2, 2, 3, 3)

@@ -32,7 +32,8 @@ def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     models = [TINY["models"][0], {"name": "resnet20", "data": "cifar10"}]
     budgets = [{"remove": 0.5, "of": "macs"}, {"remove": 0.25, "of": "macs"}]
-    made_up(folder, small_grid(models=models, budgets=budgets), fails=("magnitude 50% of weights scratch_b",))
+    asked = small_grid(models=models, budgets=budgets, latency=True, sensitivity=True)
+    made_up(folder, asked, fails=("magnitude 50% of weights scratch_b",))
     write_page(page_of(gather(folder)), folder / "report.html")
     return f"file://{folder / 'report.html'}"
 
@@ -100,7 +101,7 @@ def test_it_is_quiet_closed_off_and_accessible(open_page, address, scheme):
 def test_every_option_of_every_list_changes_its_chart(open_page):
     page = open_page()
     figures = page.locator("figure").all()
-    assert len(figures) == 3
+    assert len(figures) == 4
     for figure in figures:
         labels = [label.inner_text().split("\n")[0] for label in figure.locator(".controls > label").all()]
         assert "Network" in labels

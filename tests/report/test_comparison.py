@@ -12,11 +12,14 @@ from secateur.compare.analysis import Cell
 from secateur.compare.spec import made
 from secateur.compare.store import ResultStore
 from secateur.errors import ExperimentError, StoreError
+from secateur.methods.sensitivity import SensitivityCurves
+from secateur.report._comparison_charts import cost_chart
+from secateur.report._sensitivity_of_groups import sensitivity_chart
 from secateur.report.comparison import gather, rival_of, values_of
 from secateur.report.comparison_page import card_of, page_of
 from secateur.report.page import render, write_text
 
-from ..compare.results import made_up, small_grid
+from ..compare.results import CURVES, made_up, small_grid
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,77 @@ def test_budgets_asked_and_got_and_the_largest_error(findings):
     rows = {row[0]: row for row in table_of(findings, "asked and got").rows}
     assert rows["l1_filter"][1:] == ("50% of MACs", "50.70%", "368,128", "36,726", "2.0e-16")
     assert rows["magnitude"][-1] == "–"
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("measured")
+    made_up(folder, small_grid(latency=True, sensitivity=True))
+    return gather(folder)
+
+
+def test_latency_is_a_table_and_can_be_drawn_across_with_its_spread(measured):
+    table = table_of(measured, "measured latency")
+    rows = {row[0]: row for row in table.rows}
+    assert table.columns[2:] == ("one sample, ms", "speed-up, one sample", "64 samples, ms", "speed-up, 64 samples")
+    assert rows["l1_filter"][2:] == ("0.505 ± 0.005", "2.00x", "32.3 ± 0.32", "2.00x")
+    assert rows["dense network"][2] == "1.01 ± 0.0085"
+    assert "cpu, 1 thread" in table.note
+    chart = cost_chart(measured)
+    (across,) = [control for control in chart.controls if control.label == "Across"]
+    assert list(across.options)[2:] == ["latency of one sample, ms", "latency of 64 samples, ms"]
+    changed = json.loads(json.dumps(chart.specification))
+    for edit in across.options["latency of 64 samples, ms"]:
+        at = changed
+        for key in edit.place[:-1]:
+            at = at[key]
+        at[edit.place[-1]] = edit.value
+    fields = {changed["layer"][0]["layer"][3]["encoding"][axis]["field"] for axis in ("x", "x2")}
+    fields.add(changed["layer"][0]["encoding"]["x"]["field"])
+    assert all(field in row for field in fields for row in changed["layer"][0]["data"]["values"])
+    assert changed["layer"][0]["transform"][3]["filter"]["field"] == "latency_64"
+
+
+def test_without_latency_nothing_speaks_of_it(findings):
+    html = render(page_of(findings))
+    assert "latency" not in html.split("<script>")[0]
+    assert "How each group takes being cut" not in html
+
+
+def test_one_seed_has_the_quartiles_of_its_rounds(tmp_path):
+    made_up(tmp_path, small_grid(latency=True, seeds=[0], control=False))
+    (cut,) = [t for cell, t in gather(tmp_path).timings.items() if cell.label == "l1_filter"]
+    assert (cut[1].ms, cut[1].spread_ms, cut[1].seeds) == (0.5, 0.05, 1)
+
+
+def test_sensitivity_is_a_chart_and_a_table_of_what_can_go(measured):
+    table = table_of(measured, "can go alone")
+    assert table.rows == [("conv1", "16", "50.0%", "0.50"), ("stages.0.0.conv1", "16", "0.0%", "35.00")]
+    assert "head (protected)" in table.note
+    chart = sensitivity_chart(measured)
+    assert len(chart.specification["layer"][0]["data"]["values"]) == 4
+    assert "How each group takes being cut" in render(page_of(measured))
+
+
+def test_page_json_and_card_have_all_that_was_measured(measured):
+    values = json.loads(json.dumps(values_of(measured), allow_nan=False))
+    card, html = card_of(measured), render(page_of(measured))
+    (cut,) = [o for o in values["outcomes"] if (o["label"], o["recovery"]) == ("l1_filter", "none")]
+    assert (cut["remove"], cut["removed"], cut["verification_error"]) == (0.5, 0.507, 2e-16)
+    timed = {(one["label"], one["batch"]): one["ms"] for one in values["latency"]}
+    assert timed["l1_filter", 1] == pytest.approx(0.505)
+    (own,) = values["sensitivity"]
+    assert SensitivityCurves.from_json(json.dumps(own["curves"])) == CURVES
+    assert {one["job"] for one in values["training"]} >= {"digits_resnet dense seed 0"}
+    assert values["training"][0]["epochs"][0].keys() == {"epoch", "loss", "lr", "seconds"}
+    assert values["facts"]["seeds"] == "0, 1, 2"
+    for words in ("budget asked and got", "channels of each group", "measured latency", "can go alone", "seeds"):
+        assert words in card, words
+        assert words in html, words
+    for words in ("2.0e-16", "secateur compare experiment.toml", "python 3"):
+        assert words in card, words
+        assert words in html, words
+    assert "digits_resnet l1_filter 50% of macs finetune seed 0" in card
 
 
 def test_widths_before_and_after_are_of_the_first_seed(findings):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._options import DryRun, Json, Quiet, Verbose, numbers, pairs
+from ._options import TRACK_DIR, DryRun, Json, Quiet, TrackDir, Verbose, numbers, pairs
 from ._session import USER_ERROR, Session, session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..compare.estimate import Estimate
     from ..compare.run import Summary, Workers
     from ..compare.spec import Experiment
+    from ..compare.store import ResultStore
 
 SHOWN_ERRORS = 3
 Words = list[str] | None
@@ -46,6 +50,20 @@ Recoveries = Annotated[
 ]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Whole numbers with commas. [0,1,2]", metavar="LIST")]
 Title = Annotated[str | None, typer.Option("--name", help="Of the experiment. [comparison]")]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        min=1,
+        help="Processes that share each training run, under accelerate launch, and the threads of a job. [1]",
+    ),
+]
+Latency = Annotated[
+    bool, typer.Option("--latency", help="Time each cut network against its dense one, once all else is done.")
+]
+Sensitivity = Annotated[
+    bool, typer.Option("--sensitivity", help="Cut one group at a time of the first seed's dense networks, and measure.")
+]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Processes that work at the same time.")]
 ThreadsOfEach = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads of each process. [the cores shared out]")
@@ -59,6 +77,14 @@ Ray = Annotated[
     ),
 ]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")]
+Track = Annotated[
+    Words,
+    typer.Option(
+        "--track",
+        help="Show each result as it comes: tensorboard, mlflow or trackio; may be repeated.",
+        metavar="NAME",
+    ),
+]
 Wait = Annotated[bool, typer.Option("--wait", help="Where another run holds the folder, wait for it.")]
 
 
@@ -76,12 +102,17 @@ def compare(
     recovery: Recoveries = None,
     seeds: Seeds = None,
     name: Title = None,
+    latency: Latency = False,
+    sensitivity: Sensitivity = False,
+    processes: Processes = None,
     jobs: Jobs = 1,
     threads: ThreadsOfEach = None,
     ray: Ray = None,
     dry_run: DryRun = False,
     retry_failed: Retry = False,
     wait: Wait = False,
+    track: Track = None,
+    track_dir: TrackDir = TRACK_DIR,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -99,17 +130,21 @@ def compare(
         "recoveries": recovery,
         "seeds": None if seeds is None else list(numbers(seeds, "--seeds")),
         "name": name,
+        "latency": latency or None,
+        "sensitivity": sensitivity or None,
+        "processes": processes,
     }
     _check_flags(spec, flags, data, of)
     with session(as_json=as_json, verbose=verbose, quiet=quiet) as run:
         from ..compare.spec import read_experiment
 
         experiment = read_experiment(spec) if spec is not None else _from_flags(flags)
+        how = {"retry_failed": retry_failed, "wait": wait, "watch": _watch(experiment, track, track_dir)}
         if dry_run:
             _foresee(run, experiment, Path(out), jobs)
             return
         workers = _workers(Path(out), jobs, threads, ray)
-        summary = _work(run, experiment, Path(out), workers, {"retry_failed": retry_failed, "wait": wait})
+        summary = _work(run, experiment, Path(out), workers, how)
         if not summary.is_complete:
             raise typer.Exit(USER_ERROR)
 
@@ -182,7 +217,19 @@ def _workers(out: Path, jobs: int, threads: int | None, ray: str | None) -> Work
     return RayWorkers(out, ray, threads or 1)
 
 
-def _work(run: Session, experiment: Experiment, out: Path, workers: Workers, how: dict[str, bool]) -> Summary:
+def _watch(experiment: Experiment, trackers: Words, folder: str) -> Callable[[ResultStore], int] | None:
+    """Return what passes results on to trackers; None where there are none."""
+    from ..source import tracking_of
+
+    tracking = tracking_of(trackers, folder, experiment.name)
+    if tracking is None:
+        return None
+    from ..compare.trackers import show
+
+    return partial(show, tracking=tracking, experiment=experiment.digest)
+
+
+def _work(run: Session, experiment: Experiment, out: Path, workers: Workers, how: dict[str, Any]) -> Summary:
     from ..compare.analysis import comparisons, outcomes, sentence
     from ..compare.jobs import jobs_of
     from ..compare.run import run as run_all

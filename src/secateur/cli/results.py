@@ -44,7 +44,7 @@ def results(
 ) -> None:
     """Show the results in a store, or write them to a file."""
     wanted = {"model": model, "label": method, "recovery": recovery, "status": status}
-    where = {column: value for column, value in wanted.items() if value is not None}
+    where: dict[str, Any] = {column: value for column, value in wanted.items() if value is not None}
     with session(as_json=as_json, verbose=verbose, quiet=quiet) as run:
         from ..compare.store import ResultStore
         from ..compare.store import export as write

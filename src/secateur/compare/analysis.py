@@ -23,6 +23,12 @@ from .store import DONE, Row
 
 CONFIDENCE = 0.95
 CLOSE = 0.003  # points that do not matter, as a fraction: 0.3 of a percent
+MEASURED = (
+    *("model", "data", "label", "method", "of_what", "remove", "recovery"),  # what makes a cell
+    *("seed", "metric", "metric_as_cut", "macs", "params", "removed", "epochs"),
+    *("verification_error", "test_count"),
+)
+KEYS, METRIC = MEASURED.index("seed"), MEASURED.index("metric")
 SCRATCH = ("scratch_e", "scratch_b")
 
 
@@ -126,38 +132,43 @@ class Difference:
 
 def outcomes(rows: Iterable[Row]) -> list[Outcome]:
     """Return what each cell reached, in the order in which the first of its rows came."""
-    cells: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    values = itemgetter(*MEASURED)
+    return outcomes_of(values(row.values) for row in rows if row.values["status"] == DONE)
+
+
+def outcomes_of(rows: Iterable[tuple[Any, ...]]) -> list[Outcome]:
+    """Return the same from the columns `MEASURED` of results that are done; quick for a hundred thousand."""
+    cells: dict[tuple[Any, ...], list[tuple[Any, ...]]] = defaultdict(list)
     for row in rows:
-        values = row.values
-        if values["status"] == DONE and values["metric"] is not None:
-            cells[_key(values)].append(values)
+        if row[METRIC] is not None:
+            cells[row[:KEYS]].append(row[KEYS:])
     return [_outcome(Cell(*key), own) for key, own in cells.items()]
 
 
-_key = itemgetter("model", "data", "label", "method", "of_what", "remove", "recovery")
-
-
-def _outcome(cell: Cell, rows: Sequence[Mapping[str, Any]]) -> Outcome:
-    def known(name: str) -> list[Any]:
-        return [row[name] for row in rows if row[name] is not None]
-
-    def mean(name: str) -> float | None:
-        found = known(name)
-        return statistics.fmean(found) if found else None
-
-    efforts = [row["epochs"] * row["macs"] for row in rows if row["epochs"] is not None]
+def _outcome(cell: Cell, rows: Sequence[tuple[Any, ...]]) -> Outcome:
+    seeds, metrics, as_cut, macs, params, removed, epochs, errors, test_counts = zip(*rows, strict=True)
+    efforts = [own * cost for own, cost in zip(epochs, macs, strict=True) if own is not None]
     return Outcome(
         cell,
-        {row["seed"]: row["metric"] for row in rows},
-        mean("macs") or 0.0,
-        mean("params") or 0.0,
-        mean("removed"),
-        max(known("epochs"), default=None),
+        dict(zip(seeds, metrics, strict=True)),
+        _mean(macs) or 0.0,
+        _mean(params) or 0.0,
+        _mean(removed),
+        max(_known(epochs), default=None),
         statistics.fmean(efforts) if efforts else None,
-        max(known("verification_error"), default=None),
-        next(iter(known("test_count")), None),
-        {row["seed"]: row["metric_as_cut"] for row in rows if row["metric_as_cut"] is not None},
+        max(_known(errors), default=None),
+        next(iter(_known(test_counts)), None),
+        {seed: value for seed, value in zip(seeds, as_cut, strict=True) if value is not None},
     )
+
+
+def _known(values: Sequence[Any]) -> Sequence[Any]:
+    return [value for value in values if value is not None] if None in values else values
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    found = _known(values)
+    return math.fsum(found) / len(found) if found else None
 
 
 def deviation(values: Sequence[float]) -> float:

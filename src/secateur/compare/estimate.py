@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from ..catalogue import CATALOGUE
-from ..graph.groups import trace
+from ..graph.groups import ChannelGraph, trace
 from ..train import Recipe
 from ..train.randomness import same_randomness_after
 from .jobs import Job, jobs_of
 from .spec import Experiment, MethodPart, ModelPart
 from .store import DONE, FILE, ResultStore, Row
-from .work import Place, images_of, recipe_of, source_of
+from .work import TRIED, Place, images_of, recipe_of, source_of
 
 PASSES = 3  # forward, and backward to the inputs and to the weights
 MEASURED_S = 0.5
@@ -58,13 +58,14 @@ def estimates(experiment: Experiment, folder: str | Path | None = None) -> list[
         SecateurError: a model or its data cannot be had.
     """
     known = _Known(folder)
-    costs: dict[str, int] = {}
+    graphs: dict[str, ChannelGraph] = {}
     told = []
     for job in jobs_of(experiment):
-        macs, is_exact = _train_macs(job, _dense_macs(job, costs), known.costs)
+        graph = _dense(job, graphs)
+        macs, is_exact = _train_macs(job, graph.costs().macs, known.costs)
         row = known.rows.get(job.digest)
         took = row.seconds if row is not None and row.status == DONE else None
-        seconds = known.seconds(job, macs) if took is None else took
+        seconds = known.seconds(job, macs, graph) if took is None else took
         told.append(Estimate(job, TO_DO if row is None else row.status, macs, is_exact, seconds))
     return told
 
@@ -88,8 +89,11 @@ class _Known:
         """Return the result of a job, if it is done."""
         return None if self.place is None else self.place.result(digest)
 
-    def seconds(self, job: Job, train_macs: int) -> float:
+    def seconds(self, job: Job, train_macs: int, dense: ChannelGraph) -> float:
         method = job.method or {}
+        if job.kind == "sensitivity":
+            _, held_out = images_of(job)
+            return (len(dense.groups) * len(TRIED) + 1) * held_out * dense.costs().macs * self._speed(job)
         if job.kind == "cut" and (took := self._cuts.get(method.get("label") or method.get("name"))):
             return sum(took) / len(took)
         return train_macs * self._speed(job)
@@ -98,7 +102,7 @@ class _Known:
         """Seconds of one multiply-add of training."""
         key = (str(job.model["name"]), str(job.model["data"]))
         if key not in self._speeds:
-            self._speeds[key] = self._found(key, images_of(job)) or _measured(job)
+            self._speeds[key] = self._found(key, images_of(job)[0]) or _measured(job)
         return self._speeds[key]
 
     def _found(self, key: tuple[str, str], images: int) -> float | None:
@@ -107,12 +111,12 @@ class _Known:
         return sum(row.seconds for row in own) / macs if macs else None
 
 
-def _dense_macs(job: Job, known: dict[str, int]) -> int:
+def _dense(job: Job, known: dict[str, ChannelGraph]) -> ChannelGraph:
     part = ModelPart.model_validate(job.model)
     if part.name + part.data not in known:
         source = source_of(job)
         model = source.model().eval()
-        known[part.name + part.data] = trace(model, source.example(model)).costs().macs
+        known[part.name + part.data] = trace(model, source.example(model))
     return known[part.name + part.data]
 
 
@@ -129,9 +133,9 @@ def training_macs(epochs: int, images: int, macs: int) -> int:
 
 def _train_macs(job: Job, dense: int, result: Callable[[str], Mapping[str, Any] | None]) -> tuple[int, bool]:
     """Return the multiply-adds of a job's training, and whether they are exact."""
-    images = images_of(job)
+    images = images_of(job)[0]
     part = ModelPart.model_validate(job.model)
-    if job.kind == "latency":
+    if job.kind in ("latency", "sensitivity"):
         return 0, True
     if job.kind == "dense":
         return training_macs(0 if part.weights else part.base_recipe(job.seed).epochs, images, dense), True
@@ -157,7 +161,7 @@ def _measured(job: Job) -> float:
     part = ModelPart.model_validate(job.model)
     source = source_of(job)
     model = source.model().eval()
-    size = part.base_recipe(job.seed).batch_size or 128
+    size = part.batch_size
     batch, macs = source.example(model, size), PASSES * size * trace(model, source.example(model)).costs().macs
     with same_randomness_after(torch.device("cpu")):
         model.train()

@@ -14,7 +14,7 @@ from ..catalogue import CATALOGUE
 from .spec import Experiment, MethodPart, digest_of
 
 VERSION = 1  # of what a job does; a change that alters results raises it
-KINDS = ("dense", "cut", "recover", "latency")
+KINDS = ("dense", "cut", "recover", "latency", "sensitivity")
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,9 @@ class Job:
     """One piece of work.
 
     Attributes:
-        kind: "dense" (train the whole network), "cut" (prune it), "recover" (train what is left, or its like anew) or
-            "latency" (time what is left against the whole; no other job may run beside it).
+        kind: "dense" (train the whole network), "cut" (prune it), "recover" (train what is left, or its like anew),
+            "latency" (time what is left against the whole; no other job may run beside it) or "sensitivity" (cut one
+            group of the whole network at a time).
         model: the model part, as JSON.
         seed: of everything random.
         hold_out: share of the training images that nothing trains on.
@@ -32,6 +33,7 @@ class Job:
         recovery: what follows the cut; "" for the other kinds.
         scratch_cap: of scratch_b.
         needs: digests of the jobs that have to be done before.
+        processes: that share its training; 1 for what trains nothing.
     """
 
     kind: str
@@ -43,6 +45,7 @@ class Job:
     recovery: str = ""
     scratch_cap: float | None = None
     needs: tuple[str, ...] = ()
+    processes: int = 1
     digest: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -51,7 +54,8 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON, readable by `from_json`."""
         names = ("kind", "model", "seed", "hold_out", "method", "budget", "recovery", "scratch_cap")
-        return {name: getattr(self, name) for name in names} | {"needs": list(self.needs)}
+        shared = {} if self.processes == 1 else {"processes": self.processes}
+        return {name: getattr(self, name) for name in names} | {"needs": list(self.needs)} | shared
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Job:
@@ -69,8 +73,12 @@ def jobs_of(experiment: Experiment) -> list[Job]:
     found: dict[str, Job] = {}
     for seed in experiment.seeds:
         for model in experiment.models:
-            dense = Job("dense", _plain(model), seed, experiment.hold_out)
+            count = experiment.processes if model.weights is None else 1
+            dense = Job("dense", _plain(model), seed, experiment.hold_out, processes=count)
             found.setdefault(dense.digest, dense)
+            if experiment.sensitivity and seed == experiment.seeds[0]:
+                alone = replace(dense, kind="sensitivity", needs=(dense.digest,), processes=1)
+                found.setdefault(alone.digest, alone)
             for method in experiment.compared:
                 for job in _of_method(experiment, method, dense):
                     found.setdefault(job.digest, job)
@@ -82,10 +90,11 @@ def _of_method(experiment: Experiment, method: MethodPart, dense: Job) -> list[J
     for budget in experiment.budgets_of(method):
         own = {name: value for name, value in _plain(method).items() if name not in ("budgets", "recoveries")}
         given: dict[str, Any] = {"method": own, "budget": _plain(budget)}
-        cut = Job("cut", dense.model, dense.seed, dense.hold_out, **given, needs=(dense.digest,))
+        count = experiment.processes if "training" in CATALOGUE[method.name].needs else 1
+        cut = Job("cut", dense.model, dense.seed, dense.hold_out, **given, needs=(dense.digest,), processes=count)
         jobs.append(cut)
         if experiment.latency:
-            jobs.append(replace(cut, kind="latency", needs=(cut.digest, dense.digest)))
+            jobs.append(replace(cut, kind="latency", needs=(cut.digest, dense.digest), processes=1))
         for recovery in experiment.recoveries_of(method):
             if recovery != "none":
                 jobs.append(_recovery(experiment, cut, dense, recovery))
@@ -95,7 +104,8 @@ def _of_method(experiment: Experiment, method: MethodPart, dense: Job) -> list[J
 def _recovery(experiment: Experiment, cut: Job, dense: Job, recovery: str) -> Job:
     cap = experiment.scratch_cap if recovery == "scratch_b" else None
     needs = (cut.digest, dense.digest)
-    return Job("recover", cut.model, cut.seed, cut.hold_out, cut.method, cut.budget, recovery, cap, needs)
+    given = (cut.method, cut.budget, recovery, cap, needs, experiment.processes)
+    return Job("recover", cut.model, cut.seed, cut.hold_out, *given)
 
 
 def is_weight_job(job: Job) -> bool:

@@ -99,9 +99,8 @@ class LocalWorkers:
                 worker.process_id, self._unready = told["ready"], 0
             else:
                 worker.job = None
-                found.append(
-                    Answer(told["digest"], told.get("error", ""), told.get("said", ""), bool(told.get("full")))
-                )
+                words = told.get("error", ""), told.get("said", "")
+                found.append(Answer(told["digest"], *words, bool(told.get("full")), bool(told.get("dead"))))
         return found
 
     def _bury(self, worker: _Worker) -> list[Answer]:

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,7 @@ def run(
     retry_failed: bool = False,
     wait: bool = False,
     progress: bool | None = None,
+    watch: Callable[[ResultStore], object] | None = None,
 ) -> Summary:
     """Run what is left of an experiment.
 
@@ -111,6 +112,8 @@ def run(
         retry_failed: try failed jobs again.
         wait: where another driver holds the store, wait for it in place of saying who it is.
         progress: True or False to force the bar; None = where there is a terminal.
+        watch: called at the beginning and after each result that was written down. If it fails, a warning says so, it
+            is not called again, and the run goes on.
 
     Raises:
         ExperimentError: another driver holds the store, or results cannot be kept (what was finished is).
@@ -118,7 +121,7 @@ def run(
     start = time.perf_counter()
     try:
         with held(Path(folder), wait=wait), ResultStore(folder, create=True) as store:
-            return _Driver(experiment, store, workers, start).run(retry_failed=retry_failed, visible=progress)
+            return _Driver(experiment, store, workers, start, watch).run(retry_failed=retry_failed, visible=progress)
     finally:
         workers.close()
 
@@ -126,8 +129,16 @@ def run(
 class _Driver:
     """One run."""
 
-    def __init__(self, experiment: Experiment, store: ResultStore, workers: Workers, start: float) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        store: ResultStore,
+        workers: Workers,
+        start: float,
+        watch: Callable[[ResultStore], object] | None,
+    ) -> None:
         self.experiment, self.store, self.workers, self.start = experiment, store, workers, start
+        self.watch = watch
         self.place = Place(store.folder)
         self.jobs = {job.digest: job for job in jobs_of(experiment)}
         self.task = ClassificationTask()
@@ -142,6 +153,7 @@ class _Driver:
             self.store.forget_failures(list(self.jobs))
         self.status = {d: s for d, s in self.store.statuses().items() if d in self.jobs}
         self._adopt()
+        self._show()
         running: set[str] = set()
         with ProgressBar("comparing", len(self.jobs), visible=visible) as bar:
             bar.advance(len(self.status))
@@ -231,6 +243,7 @@ class _Driver:
             self.status[answer.digest] = DONE
             self._keep_network(job)
             self.ran += 1
+            self._show()
             return True
         if answer.is_full:
             raise ExperimentError(
@@ -245,6 +258,20 @@ class _Driver:
         self.status[answer.digest] = FAILED
         self.ran += 1
         return True
+
+    def _show(self) -> None:
+        if self.watch is None:
+            return
+        try:
+            self.watch(self.store)
+        except Exception as error:  # hours of computing do not hang on who watches
+            log.warning(
+                "results are no longer passed on (%s: %s). They are kept, and passed on when the same command runs "
+                "again.",
+                type(error).__name__,
+                error,
+            )
+            self.watch = None
 
     def _may_try_again(self, digest: str) -> bool:
         self.deaths[digest] = self.deaths.get(digest, 0) + 1

@@ -26,7 +26,7 @@ def network_of(job: Job, place: Place) -> str | None:
     structure = (place.result(job.needs[0]) or {}).get("structure")
     if structure is None:
         return None  # single weights were removed: which, is the method's
-    own = {name: getattr(job, name) for name in ("model", "seed", "hold_out", "recovery", "scratch_cap")}
+    own = {name: getattr(job, name) for name in ("model", "seed", "hold_out", "recovery", "scratch_cap", "processes")}
     return digest_of({"structure": structure} | own)
 
 

@@ -11,9 +11,11 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from .. import data as data_sets
@@ -33,6 +35,11 @@ RECOVERIES = {
     "scratch_e": "fresh weights, as many epochs as the dense network",
     "scratch_b": "fresh weights, as many multiply-adds as the dense network",
 }
+LATER = (
+    "sensitivity",
+    "processes",
+)  # settings that came later; at their default an experiment has the digest it had before
+BATCH = 128  # where a recipe does not say
 Name = Annotated[str, Field(min_length=1)]
 
 
@@ -64,6 +71,11 @@ class ModelPart(_Part):
     def base_recipe(self, seed: int) -> Recipe:
         """Return how the dense network is trained."""
         return changed(recipe(self.recipe), {"seed": seed} | dict(self.changes))
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch, of all processes together."""
+        return self.base_recipe(0).batch_size or BATCH
 
     def finetune_recipe(self, seed: int) -> Recipe:
         """Return how the pruned network is trained on."""
@@ -120,6 +132,8 @@ class Experiment(_Part):
         scratch_cap: most epochs of scratch_b, as a multiple of the dense network's; None = no cap.
         control: add the random controls.
         latency: time each cut network against the dense one, alone on the machine, once all else is done.
+        sensitivity: cut one group at a time of each dense network of the first seed, and measure it on held-out images.
+        processes: that share each training run, under `accelerate launch`; each gets its part of every batch.
     """
 
     name: Name = "comparison"
@@ -132,6 +146,8 @@ class Experiment(_Part):
     scratch_cap: float | None = Field(default=None, ge=1)
     control: bool = True
     latency: bool = False
+    sensitivity: bool = False
+    processes: int = Field(default=1, ge=1)
 
     @property
     def compared(self) -> tuple[MethodPart, ...]:
@@ -163,7 +179,9 @@ class Experiment(_Part):
     @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that stand for all of it."""
-        return digest_of(self.model_dump(mode="json"))
+        values = self.model_dump(mode="json")
+        fields = type(self).model_fields
+        return digest_of({k: v for k, v in values.items() if k not in LATER or v != fields[k].default})
 
 
 def digest_of(value: Any) -> str:
@@ -260,6 +278,8 @@ def _problems(experiment: Experiment) -> Iterator[Problem]:
     yield from _of_recoveries(experiment.recoveries, ())
     for i, method in enumerate(experiment.methods):
         yield from _of_recoveries(method.recoveries or (), ("methods", i))
+    if experiment.processes > 1:
+        yield from _of_processes(experiment)
     yield from _repeated("seeds", experiment.seeds)
     yield from _repeated("budgets", experiment.budgets)
     yield from _repeated("models", [(m.name, m.data) for m in experiment.models])
@@ -294,6 +314,22 @@ def _of_model(model: ModelPart, place: tuple[str | int, ...]) -> Iterator[Proble
     kind = model.data.partition(":")[0]
     if kind not in data_sets.names():
         yield (*place, "data"), str(UnknownName("data set", kind, data_sets.names()))
+
+
+def _of_processes(experiment: Experiment) -> Iterator[Problem]:
+    count = experiment.processes
+    if find_spec("accelerate") is None:
+        yield ("processes",), 'training by several processes needs Accelerate: pip install "secateur[train]"'
+    if not torch.distributed.is_available():
+        yield ("processes",), "this torch was built without torch.distributed: leave processes out"
+    for i, model in enumerate(experiment.models):
+        try:
+            size = model.batch_size
+        except SecateurError:
+            continue  # told with the model
+        if size % count:
+            said = f"batches of {size} cannot be shared out evenly to {count} processes"
+            yield ("models", i, "changes"), f"{said}; set changes = {{ batch_size = {size - size % count or count} }}"
 
 
 def _of_method(experiment: Experiment, method: MethodPart, place: tuple[str | int, ...]) -> Iterator[Problem]:

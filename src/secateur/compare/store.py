@@ -25,6 +25,11 @@ from .spec import Experiment
 SCHEMA = 2  # 2 has the columns of latency
 FILE = "results.sqlite"
 DONE, FAILED = "done", "failed"
+SHOWN = (  # made when first needed: older versions read a store with it
+    "CREATE TABLE IF NOT EXISTS shown (place TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (place, digest)) "
+    "WITHOUT ROWID"
+)
+AT_ONCE = 10_000  # values in one query; SQLite takes 32,766
 COLUMNS = {
     "digest": "TEXT PRIMARY KEY",
     "kind": "TEXT NOT NULL",
@@ -74,6 +79,7 @@ DETAIL = (
     "resumed_from",
     "shared_with",
     "latency",
+    "sensitivity",
     "warnings",
     "machine",
 )  # kept as JSON, beside the columns
@@ -200,32 +206,79 @@ class ResultStore:
                 "DELETE FROM results WHERE digest = ? AND status = ?", [(digest, FAILED) for digest in digests]
             )
 
+    def note_shown(self, digest: str, place: str) -> None:
+        """Note that a result was shown in a place."""
+        with self._told("written"), self._link:
+            self._link.execute(SHOWN)
+            self._link.execute("INSERT OR IGNORE INTO shown VALUES (?, ?)", (place, digest))
+
     def rows(
-        self, experiment: str | None = None, *, columns: Sequence[str] = tuple(COLUMNS), **where: Any
+        self,
+        experiment: str | None = None,
+        *,
+        columns: Sequence[str] = tuple(COLUMNS),
+        not_shown_in: str | None = None,
+        limit: int | None = None,
+        **where: Any,
     ) -> list[Row]:
         """Return results, in the order in which the jobs were registered.
 
         Args:
             experiment: digest of one, None = of all.
             columns: those that are wanted.
-            where: column -> value that it has to have.
+            not_shown_in: leave out what `note_shown` noted of this place; None = nothing.
+            limit: at most so many; None = all.
+            where: column -> value that it has to have, or a tuple of those that it may have.
         """
-        if unknown := [name for name in (*where, *columns) if name not in COLUMNS]:
-            raise ExperimentError(f"no result has a column {unknown[0]!r}; there are: {', '.join(COLUMNS)}.")
-        names = ", ".join(f'r."{name}"' for name in columns)
-        text, tests, values = (
-            f"SELECT {names} FROM results r",
-            [f'r."{name}" IS ?' for name in where],
-            [*where.values()],
-        )
-        if experiment is not None:
-            tests.append("r.digest IN (SELECT job FROM parts WHERE experiment = ?)")
-            values.append(experiment)
-        if tests:
-            text += f" WHERE {' AND '.join(tests)}"
-        with self._told("read"):
-            found = self._link.execute(f"{text} ORDER BY r.rowid", values).fetchall()
+        found = self.tuples(experiment, columns=columns, not_shown_in=not_shown_in, limit=limit, **where)
         return [Row(dict(zip(columns, row, strict=True))) for row in found]
+
+    def tuples(
+        self,
+        experiment: str | None,
+        *,
+        columns: Sequence[str],
+        not_shown_in: str | None = None,
+        limit: int | None = None,
+        **where: Any,
+    ) -> list[tuple[Any, ...]]:
+        """Return the same as plain tuples: with a hundred thousand results, rows are what takes the time."""
+        self._check(*where, *columns)
+        tests, values = self._tests(experiment, where)
+        if not_shown_in is not None and self._link.execute("PRAGMA table_info(shown)").fetchone():
+            tests.append("r.digest NOT IN (SELECT digest FROM shown WHERE place = ?)")
+            values.append(not_shown_in)
+        names = ", ".join(f'r."{name}"' for name in columns)
+        text = f"SELECT {names} FROM results r WHERE {' AND '.join(tests)} ORDER BY r.rowid LIMIT ?"
+        with self._told("read"):
+            return self._link.execute(text, (*values, -1 if limit is None else limit)).fetchall()
+
+    def totals(self, experiment: str) -> dict[str, Any]:
+        """Return of what is done in an experiment: count, seconds, first seed, metric and its direction."""
+        tests, values = self._tests(experiment, {"status": DONE})
+        names = ("count", "seconds", "seed", "metric_name", "higher_is_better")
+        text = "SELECT COUNT(*), SUM(seconds), MIN(seed), MIN(metric_name), MIN(higher_is_better) FROM results r"
+        with self._told("read"):
+            found = self._link.execute(f"{text} WHERE {' AND '.join(tests)}", values).fetchone()
+        return dict(zip(names, found, strict=True))
+
+    def _check(self, *names: str) -> None:
+        if unknown := [name for name in names if name not in COLUMNS]:
+            raise ExperimentError(f"no result has a column {unknown[0]!r}; there are: {', '.join(COLUMNS)}.")
+
+    def _tests(self, experiment: str | None, where: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
+        """Conditions in SQL and their values; that on the experiment is last, for it takes longest to look up."""
+        tests: list[str] = ["1"]
+        values: list[Any] = []
+        for name, value in where.items():
+            one = f'r."{name}" IS ?'
+            any_of = value if isinstance(value, tuple) else (value,)
+            tests.append(f"({' OR '.join(one for _ in any_of)})")
+            values += any_of
+        if experiment is not None:
+            tests.append("EXISTS (SELECT 1 FROM parts p WHERE p.experiment = ? AND p.job = r.digest)")
+            values.append(experiment)
+        return tests, values
 
     def detail(self, digest: str) -> dict[str, Any]:
         """Return what is kept of a job beside the columns: training curve, widths, recipe, warnings, machine."""
@@ -233,9 +286,13 @@ class ResultStore:
 
     def details(self, digests: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return the same of several jobs; jobs without any are left out."""
-        marks = ", ".join("?" for _ in digests)
-        found = self._link.execute(f"SELECT digest, value FROM details WHERE digest IN ({marks})", tuple(digests))
-        return {digest: json.loads(value) for digest, value in found}
+        found: dict[str, dict[str, Any]] = {}
+        for start in range(0, len(digests), AT_ONCE):
+            own = tuple(digests[start : start + AT_ONCE])
+            marks = ", ".join("?" for _ in own)
+            rows = self._link.execute(f"SELECT digest, value FROM details WHERE digest IN ({marks})", own)
+            found |= {digest: json.loads(value) for digest, value in rows}
+        return found
 
     def experiments(self) -> list[dict[str, Any]]:
         """Return digest, name and time of every experiment, and how many of its jobs are done or failed."""
@@ -295,7 +352,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "label": (method.get("label") or method.get("name")) if method else None,
         "of_what": budget.get("of"),
         "remove": budget.get("remove"),
-        "recovery": job.recovery or {"dense": "dense", "cut": "none", "latency": "latency"}[job.kind],
+        "recovery": job.recovery or {"cut": "none"}.get(job.kind, job.kind),
         "seed": job.seed,
     }
 

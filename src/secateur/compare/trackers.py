@@ -1,10 +1,14 @@
-"""Results of experiments in TensorBoard, MLflow and trackio: each finished job as a run, with its training curve."""
+"""Results of experiments in TensorBoard, MLflow and trackio: each finished job as a run, with its training curve.
+
+The store remembers what was shown where, so each result is there once, whichever run of the experiment made it.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..train.placement import accelerator
@@ -16,9 +20,9 @@ COSTS = ("macs", "params", "bytes", "removed", "epochs", "verification_error")
 
 
 def show(store: ResultStore, tracking: Tracking, experiment: str | None = None) -> int:
-    """Write every finished result to trackers, and return how many there were.
+    """Write to trackers every finished result that they do not have yet, and return how many there were.
 
-    What a result was asked for is noted as settings of its run. A result that is shown twice is there twice.
+    What a result was asked for is noted as settings of its run.
 
     Args:
         store: with the results.
@@ -26,17 +30,24 @@ def show(store: ResultStore, tracking: Tracking, experiment: str | None = None) 
         experiment: digest of one, None = of all.
 
     Raises:
-        ExperimentError: the store cannot be read.
+        ExperimentError: the store cannot be read or written.
         TrainingError: Accelerate is not installed.
     """
-    rows = store.rows(experiment, status=DONE)
-    for row in rows:
-        one = replace(tracking, run=_name(row), group=tracking.group or tracking.run)
-        settings = {key: value for key in SETTINGS if (value := getattr(row, key)) is not None}
-        with accelerator(one) as made, tracked(one, made, settings) as tracks:
-            assert tracks is not None
-            _write(tracks, row, store.detail(row.digest))
-    return len(rows)
+    shown = set()
+    for name in tracking.trackers:
+        place = f"{name} in {Path(tracking.folder).resolve()}"
+        for row in store.rows(experiment, status=DONE, not_shown_in=place):
+            _show(store, row, replace(tracking, trackers=(name,), run=_name(row), group=tracking.group or tracking.run))
+            store.note_shown(row.digest, place)
+            shown.add(row.digest)
+    return len(shown)
+
+
+def _show(store: ResultStore, row: Row, tracking: Tracking) -> None:
+    settings = {key: value for key in SETTINGS if (value := getattr(row, key)) is not None}
+    with accelerator(tracking) as made, tracked(tracking, made, settings) as tracks:
+        assert tracks is not None
+        _write(tracks, row, store.detail(row.digest))
 
 
 def _name(row: Row) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from ..graph.groups import ChannelGraph, trace
 from ..measure.latency import compare
 from ..measure.macs import nonzero_macs
 from ..methods._attached import TrainingMethod
+from ..methods.sensitivity import sensitivity
 from ..models import initialise_, names
 from ..plan import Plan
 from ..prune import prune
@@ -43,6 +45,7 @@ from ..train.held_zeros import HeldZeros
 from ..train.snapshots import Snapshots
 from ..weight_plan import WeightPlan
 from .jobs import Job, is_weight_job
+from .launch import launched
 from .spec import MethodPart, ModelPart, digest_of
 
 log = logging.getLogger(__name__)
@@ -57,6 +60,7 @@ CHECKPOINTS, LOCK = "checkpoints", ".lock"
 TEST_BATCH = 512
 TIMED_BATCHES = (1, 64)
 TIMED_S = 0.5  # of each model at each batch
+TRIED = tuple(k / 8 for k in range(1, 8))  # fractions of a group, in an analysis of sensitivity
 INHERITED = ("costs", "costs_before", "removed", "widths", "verification_error", "metric_as_cut")  # from the cut
 
 
@@ -110,12 +114,13 @@ def perform(job: Job, place: Place) -> dict[str, Any]:
         if done is not None:
             return done
         start = time.perf_counter()
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            result = _Work(job, place, folder).run()
+        if job.processes > 1:
+            result, warned = launched(job, place.root, folder)
+        else:
+            result, warned = do(job, place, folder)
         result["seconds"] = round(time.perf_counter() - start, 3)
         result["test_count"] = len(_data_of(str(job.model["data"])).test_labels)
-        result["warnings"] = sorted({str(warning.message) for warning in told})
+        result["warnings"] = warned
         result["machine"] = _machine()
         flush_files(folder)
         write_json(folder / RESULT, result)
@@ -123,17 +128,38 @@ def perform(job: Job, place: Place) -> dict[str, Any]:
         return result
 
 
+def do(job: Job, place: Place, folder: Path, *, is_main: bool = True) -> tuple[dict[str, Any], list[str]]:
+    """Do a job in this process, and return its result and what was warned of.
+
+    Args:
+        job: the job.
+        place: where what it needs lies.
+        folder: of the job.
+        is_main: write files; not so in the further ones of several processes that share a job.
+    """
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        result = _Work(job, place, folder, is_main=is_main).run()
+    return result, sorted({str(warning.message) for warning in told})
+
+
 class _Work:
     """One job being done."""
 
-    def __init__(self, job: Job, place: Place, folder: Path) -> None:
-        self.job, self.place, self.folder = job, place, folder
+    def __init__(self, job: Job, place: Place, folder: Path, *, is_main: bool) -> None:
+        self.job, self.place, self.folder, self.is_main = job, place, folder, is_main
         self.model_part = ModelPart.model_validate(job.model)
         self.source = source_of(job)
         self.base_recipe = self.model_part.base_recipe(job.seed)
 
     def run(self) -> dict[str, Any]:
-        kinds = {"dense": self.dense, "cut": self.cut, "recover": self.recover, "latency": self.latency}
+        kinds = {
+            "dense": self.dense,
+            "cut": self.cut,
+            "recover": self.recover,
+            "latency": self.latency,
+            "sensitivity": self.sensitivity,
+        }
         return kinds[self.job.kind]()
 
     def dense(self) -> dict[str, Any]:
@@ -144,7 +170,7 @@ class _Work:
             model.load_state_dict(load_file(Path(self.model_part.weights).expanduser()))
         else:
             found = self._train_dense(model)
-        save_file(_contiguous(model.state_dict()), self.folder / MODEL)
+        self._keep(MODEL, model.state_dict())
         return found | {"metric": self._test(model), "costs": asdict(graph.costs())}
 
     def _train_dense(self, model: nn.Module) -> dict[str, Any]:
@@ -153,7 +179,7 @@ class _Work:
         start = _contiguous(model.state_dict())
         kept = Snapshots(epochs=(epoch,) if epoch else ())
         found = self._train(model, self.base_recipe, [kept])
-        save_file(_contiguous(kept.states[epoch]) if epoch else start, self.folder / REWIND)
+        self._keep(REWIND, kept.states[epoch] if epoch else start)
         return found
 
     def cut(self) -> dict[str, Any]:
@@ -178,8 +204,9 @@ class _Work:
             checkpoint_dir=self.folder / CHECKPOINTS if isinstance(method, TrainingMethod) else None,
         )
         raw = shrink(result.decision.model or dense, result.graph, result.plan)
-        result.plan.save(self.folder / PLAN)
-        save_file(_contiguous(result.model.state_dict()), self.folder / MODEL)
+        if self.is_main:
+            result.plan.save(self.folder / PLAN)
+        self._keep(MODEL, result.model.state_dict())
         check = result.verification
         return {
             "metric": self._test(result.model),
@@ -203,8 +230,9 @@ class _Work:
             task=self.source.task,
             seed=self.job.seed,
         )
-        result.plan.save(self.folder / MASKS)
-        save_file(_contiguous(result.model.state_dict()), self.folder / MODEL)
+        if self.is_main:
+            result.plan.save(self.folder / MASKS)
+        self._keep(MODEL, result.model.state_dict())
         before = asdict(graph.costs())
         params = before["params"] - result.plan.removed_count
         metric = self._test(result.model)
@@ -234,6 +262,21 @@ class _Work:
         kept = {key: cut[key] for key in ("costs", "costs_before", "removed")}
         return kept | {"metric": None, "latency": [asdict(one) for one in timed]}
 
+    def sensitivity(self) -> dict[str, Any]:
+        dense = self._dense_model()
+        graph = self._graph(dense)
+        curves = sensitivity(
+            dense,
+            self.source.example(dense),
+            data=self.source.validation("an analysis of sensitivity"),
+            task=self.source.task,
+            removes=TRIED,
+            graph=graph,
+            seed=self.job.seed,
+            progress=False,
+        )
+        return {"metric": None, "costs": asdict(graph.costs()), "sensitivity": json.loads(curves.to_json())}
+
     def recover(self) -> dict[str, Any]:
         cut = self._needed(self.job.needs[0])
         small, masks = self._cut_model()
@@ -249,7 +292,7 @@ class _Work:
             task = DistillationTask(task, self._dense_model())
         held = [] if masks is None else [HeldZeros(masks)]
         found = self._train(small, recipe, held, task)
-        save_file(_contiguous(small.state_dict()), self.folder / MODEL)
+        self._keep(MODEL, small.state_dict())
         inherited = {key: cut[key] for key in INHERITED}
         return found | inherited | {"metric": self._test(small)}
 
@@ -271,7 +314,12 @@ class _Work:
         return found | {"resumed_from": result.resumed_from}
 
     def _loader(self, *, augment: bool) -> Any:
-        return self.source.loaders("comparing", self.base_recipe.batch_size or 128, augment=augment).train
+        size = self.model_part.batch_size // self.job.processes
+        return self.source.loaders("comparing", size, augment=augment).train
+
+    def _keep(self, name: str, state: Mapping[str, torch.Tensor]) -> None:
+        if self.is_main:
+            save_file(_contiguous(state), self.folder / name)
 
     def _test(self, model: nn.Module) -> float:
         loader = self.source.needed_data("comparing").loaders(TEST_BATCH).test
@@ -376,9 +424,10 @@ def source_of(job: Job) -> Source:
     return _Source(str(model["name"]), data_name=str(model["data"]), hold_out=job.hold_out, seed=job.seed)
 
 
-def images_of(job: Job) -> int:
-    """Return how many images a job trains on, all but the held-out ones."""
-    return len(source_of(job).training("comparing").train_labels)
+def images_of(job: Job) -> tuple[int, int]:
+    """Return how many images a job trains on, and how many are held out."""
+    images = source_of(job).training("comparing")
+    return len(images.train_labels), len(images.test_labels)
 
 
 @cache
@@ -396,11 +445,30 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value), encoding="utf-8")
 
 
+def _version() -> str:
+    try:
+        return version("secateur")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _processor() -> str:
+    """Return the CPU's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "not known"
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "not known")
+
+
 @cache
 def _machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "secateur": _version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "threads": torch.get_num_threads(),
     }

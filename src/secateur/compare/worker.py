@@ -20,6 +20,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .launch import ProcessesDied
+
 
 def main() -> None:
     """Fork workers until the socket on standard input closes: ``python -m secateur.compare.worker STORE THREADS``."""
@@ -71,7 +73,12 @@ def work(link: socket.socket, store: Path, threads: int) -> None:
 def failure(error: BaseException) -> dict[str, Any]:
     """Return what an answer says of an error."""
     trace = "".join(traceback.format_exception(error))
-    return {"error": trace, "said": str(error), "full": _is_full(error)}
+    return {
+        "error": trace,
+        "said": str(error),
+        "full": _is_full(error),
+        "dead": isinstance(error, ProcessesDied),
+    }
 
 
 def _read(link: socket.socket, waiting: queue.Queue[str]) -> None:

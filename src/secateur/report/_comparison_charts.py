@@ -6,12 +6,14 @@ One chart holds all networks and budgets; a list above it says which are drawn, 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..compare.analysis import Outcome
+from ..compare.analysis import Cell, Outcome
 from ..compare.store import Row
-from .comparison import Findings
+from ..compare.timings import Timing
+from .comparison import Findings, histories
 from .page import Boxes, Chart, Control, Edit
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
@@ -41,6 +43,7 @@ NAMES = {
     "dense": DENSE,
 }
 COSTS = {"macs": "MACs of one sample", "params": "parameters"}
+ACROSS = ("layer", 0, "encoding", "x")  # of the chart of costs
 PERCENT = {"axis": {"format": ".1%"}, "scale": {"zero": False}}
 
 
@@ -76,7 +79,7 @@ def asked(remove: float, of: str) -> str:
     return f"{100 * remove:g}% of {dict(macs='MACs', params='parameters').get(of, of)}"
 
 
-def point(one: Outcome) -> dict[str, Any]:
+def point(one: Outcome, findings: Findings) -> dict[str, Any]:
     """Return what a chart says of a way."""
     spread = 0.0 if math.isnan(one.std) else one.std
     return {
@@ -91,7 +94,28 @@ def point(one: Outcome) -> dict[str, Any]:
         "macs": one.macs,
         "params": one.params,
         "removed": one.removed or 0.0,
+        **{key: value for timing in findings.timings_of(one.cell).values() for key, value in _timed(timing).items()},
     }
+
+
+def _timed(timing: Timing) -> dict[str, Any]:
+    key = _latency(timing.batch)
+    said = f"{timing}, {timing.speed_up:.2f}x ({timing.place})"
+    return {key: timing.ms, f"{key}_low": timing.low_ms, f"{key}_high": timing.high_ms, f"{key}_said": said}
+
+
+def _latency(batch: int) -> str:
+    return f"latency_{batch}"
+
+
+def costs_of(findings: Findings) -> dict[str, str]:
+    """Return field of a point -> what it is: all that a way costs, latencies where they were measured."""
+    return COSTS | {_latency(batch): f"latency of {samples(batch)}, ms" for batch in findings.timed_batches}
+
+
+def samples(count: int) -> str:
+    """Return a batch in words."""
+    return "one sample" if count == 1 else f"{count} samples"
 
 
 CASE = {"filter": "datum.case === network"}
@@ -106,22 +130,40 @@ TOOLTIP = [
 ]
 
 
+def _cut(cell: Cell) -> tuple[Any, ...]:
+    return cell.model, cell.data, cell.label, cell.of, cell.remove
+
+
+def _tooltip(findings: Findings) -> list[dict[str, Any]]:
+    timed = [
+        {"field": f"{_latency(batch)}_said", "title": f"latency of {samples(batch)}"}
+        for batch in findings.timed_batches
+    ]
+    return [*TOOLTIP, *timed]
+
+
 def ways_chart(findings: Findings) -> Chart | None:
     """Return a row for each method and budget, a mark for each way; None where they are too many to tell apart."""
-    rows = [point(one) for one in findings.outcomes if one.cell.label is not None and one.cell.recovery != "none"]
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    most = max((len({row["title"] for row in rows if row["case"] == case}) for case in cases), default=0)
-    if not rows or most > MOST_ROWS:
+    own = [one for one in findings.outcomes if one.cell.label is not None and one.cell.recovery != "none"]
+    cuts = Counter((model, data) for model, data, *_ in {_cut(one.cell) for one in own})
+    if not own or max(cuts.values()) > MOST_ROWS:
         return None
+    rows = [point(one, findings) for one in own]
+    cases = list(dict.fromkeys(row["case"] for row in rows))
     ways = list(dict.fromkeys(row["way"] for row in rows))
-    dense = [point(one) for one in findings.outcomes if one.cell.label is None]
+    dense = [point(one, findings) for one in findings.outcomes if one.cell.label is None]
     y = {"field": "title", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 240}}
     offset = {"field": "way", "sort": ways}
-    colour = _colour("way", colours_of(ways), "way")
+    tooltip = _tooltip(findings)
     marks = {
         "data": {"values": rows},
-        "transform": [CASE, _ticked("way")],
-        "encoding": {"y": y, "yOffset": offset, "color": colour, "tooltip": TOOLTIP},
+        "transform": [CASE, ticked("way")],
+        "encoding": {
+            "y": y,
+            "yOffset": offset,
+            "color": colour("way", colours_of(ways), "way"),
+            "tooltip": tooltip,
+        },
         "layer": [
             {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": _span("x")},
             {
@@ -134,23 +176,23 @@ def ways_chart(findings: Findings) -> Chart | None:
         "data": {"values": dense},
         "transform": [CASE],
         "mark": {"type": "rule", "strokeDash": [6, 4]},
-        "encoding": {"x": _accuracy(), "tooltip": TOOLTIP},
+        "encoding": {"x": _accuracy(), "tooltip": tooltip},
     }
-    spec = _base(cases, [marks, rule], {"step": WAY_HEIGHT * (len(ways) + 1), "for": "position"})
+    spec = base(cases, [marks, rule], {"step": WAY_HEIGHT * (len(ways) + 1), "for": "position"})
     best = [f"{row['title']}, {row['way']}: {row['mean']:.2%}" for row in rows][:40]
     return Chart(
         spec,
         "Test accuracy of each method by way of training it on. " + "; ".join(best),
         "Marks are means over seeds, lines one standard deviation to each side; dashed: the dense network.",
-        _cases_control(cases),
+        cases_control(cases),
         Boxes("Shown", colours_of(ways)),
-        _still(spec, cases),
+        still(spec, cases),
     )
 
 
 def cost_chart(findings: Findings) -> Chart | None:
     """Return accuracy against cost; None where nothing was reached."""
-    rows = [point(one) for one in findings.outcomes]
+    rows = [point(one, findings) for one in findings.outcomes]
     if not any(row["method"] != DENSE for row in rows):
         return None
     cases = list(dict.fromkeys(row["case"] for row in rows))
@@ -159,8 +201,13 @@ def cost_chart(findings: Findings) -> Chart | None:
     colours = colours_of(row["method"] for row in rows)
     points = {
         "data": {"values": rows},
-        "transform": [CASE, _ticked("method"), {"filter": _way_filter(ways[0])}],
-        "encoding": {"x": _cost("macs"), "color": _colour("method", colours, "method"), "tooltip": TOOLTIP},
+        "transform": [
+            CASE,
+            ticked("method"),
+            {"filter": _way_filter(ways[0])},
+            {"filter": {"field": "macs", "valid": True}},
+        ],
+        "encoding": {"x": _cost("macs"), "color": colour("method", colours, "method"), "tooltip": _tooltip(findings)},
         "layer": [
             {"mark": {"type": "rule", "strokeWidth": 1.5}, "encoding": _span("y")},
             {"mark": {"type": "line", "strokeWidth": 1, "opacity": 0.5}, "encoding": {"y": _accuracy()}},
@@ -168,28 +215,46 @@ def cost_chart(findings: Findings) -> Chart | None:
                 "mark": {"type": "point", "filled": True, "size": 80},
                 "encoding": {"y": _accuracy(), "shape": {"field": "method", "legend": None}},
             },
+            {
+                "mark": {"type": "rule", "strokeWidth": 1.5},
+                "encoding": {"x": {"field": "macs"}, "x2": {"field": "macs"}, "y": _accuracy()},
+            },
         ],
     }
-    x = ("layer", 0, "encoding", "x")
     controls = [
-        *_cases_control(cases),
+        *cases_control(cases),
         Control("Way", {way: [Edit(("layer", 0, "transform", 2, "filter"), _way_filter(way))] for way in ways}),
-        Control("Across", {name: [Edit((*x, "field"), key), Edit((*x, "title"), name)] for key, name in COSTS.items()}),
+        Control("Across", {name: _across(key, name) for key, name in costs_of(findings).items()}),
         Control(
             "Scale",
-            {"linear": [], "logarithmic": [Edit((*x, "scale"), {"type": "log", "nice": False, "padding": 20})]},
+            {"linear": [], "logarithmic": [Edit((*ACROSS, "scale"), {"type": "log", "nice": False, "padding": 20})]},
         ),
     ]
     said = "; ".join(f"{r['title']}, {r['way']}: {r['mean']:.2%} at {r['macs']:,.0f} MACs" for r in rows[:40])
-    spec = _base(cases, [points], HEIGHT)
+    spec = base(cases, [points], HEIGHT)
     return Chart(
         spec,
         f"Test accuracy against cost. {said}",
-        "Means over seeds, with one standard deviation to each side.",
+        "Means over seeds, with one standard deviation to each side."
+        + (" Latency of a single seed: median, with half the distance of its quartiles." if findings.timings else ""),
         controls,
         Boxes("Methods", colours),
-        _still(spec, cases),
+        still(spec, cases),
     )
+
+
+def _across(key: str, name: str) -> list[Edit]:
+    """What has to change for another cost to be drawn along x, with its spread if it has one."""
+    is_timed = key not in COSTS
+    low, high = (f"{key}_low", f"{key}_high") if is_timed else (key, key)
+    return [
+        Edit((*ACROSS, "field"), key),
+        Edit((*ACROSS, "title"), name),
+        Edit((*ACROSS, "axis", "format"), ".4~r" if is_timed else "~s"),
+        Edit(("layer", 0, "transform", 3, "filter", "field"), key),
+        Edit(("layer", 0, "layer", 3, "encoding", "x", "field"), low),
+        Edit(("layer", 0, "layer", 3, "encoding", "x2", "field"), high),
+    ]
 
 
 def curves_chart(findings: Findings) -> Chart | None:
@@ -203,7 +268,7 @@ def curves_chart(findings: Findings) -> Chart | None:
             "epoch": epoch,
             "loss": loss,
         }
-        for row, history in _histories(findings)
+        for row, history in histories(findings)
         for epoch, loss, *_ in history
         if math.isfinite(loss)
     ]
@@ -216,13 +281,13 @@ def curves_chart(findings: Findings) -> Chart | None:
     y = {"field": "loss", "type": "quantitative", "title": "training loss, mean of the epoch"}
     lines = {
         "data": {"values": rows},
-        "transform": [CASE, _ticked("method"), {"filter": {"field": "way", "equal": ways[0]}}],
+        "transform": [CASE, ticked("method"), {"filter": {"field": "way", "equal": ways[0]}}],
         "mark": {"type": "line", "point": {"size": 25}, "strokeWidth": 1.5},
         "encoding": {
             "x": {"field": "epoch", "type": "quantitative", "axis": {"tickMinStep": 1, "format": "d"}},
             "y": y,
             "detail": {"field": "title"},
-            "color": _colour("method", colours, "method"),
+            "color": colour("method", colours, "method"),
             "tooltip": [
                 {"field": "title", "title": "method"},
                 {"field": "way"},
@@ -233,31 +298,30 @@ def curves_chart(findings: Findings) -> Chart | None:
     }
     log = [Edit(("layer", 0, "encoding", "y", "scale"), {"type": "log", "nice": False})]
     controls = [
-        *_cases_control(cases),
+        *cases_control(cases),
         Control("Way", {w: [Edit(("layer", 0, "transform", 2, "filter", "equal"), w)] for w in ways}),
         *([Control("Scale", {"linear": [], "logarithmic": log})] if positive else []),
     ]
-    runs = len(_histories(findings))
-    spec = _base(cases, [lines], HEIGHT)
+    runs = histories(findings)
+    last = [f"{_called(row)}: {history[-1][1]:.4f}" for row, history in runs[:40]]
+    spec = base(cases, [lines], HEIGHT)
     return Chart(
         spec,
-        f"Training loss over epochs of {runs} runs of the first seed.",
+        f"Training loss over epochs of {len(runs)} runs of the first seed. In the last epoch: {'; '.join(last)}",
         "Training loss of the first seed.",
         controls,
         Boxes("Methods", colours),
-        _still(spec, cases),
+        still(spec, cases),
     )
 
 
-def _histories(findings: Findings) -> list[tuple[Row, Sequence[Sequence[float]]]]:
-    return [
-        (row, findings.details[row.digest]["history"])
-        for row in findings.shown
-        if findings.details.get(row.digest, {}).get("history")
-    ]
+def _called(row: Row) -> str:
+    title = DENSE if row.label is None else f"{row.label}, {asked(row.remove, row.of_what)}"
+    return f"{row.model}, {title}, {NAMES[row.recovery]}"
 
 
-def _base(cases: Sequence[str], layers: Sequence[Mapping[str, Any]], height: Any) -> dict[str, Any]:
+def base(cases: Sequence[str], layers: Sequence[Mapping[str, Any]], height: Any) -> dict[str, Any]:
+    """Return a specification whose parameters say what is ticked and which network is shown, first the first."""
     return {
         "$schema": SCHEMA,
         "width": WIDTH,
@@ -267,8 +331,8 @@ def _base(cases: Sequence[str], layers: Sequence[Mapping[str, Any]], height: Any
     }
 
 
-def _still(spec: Mapping[str, Any], cases: Sequence[str]) -> dict[str, Any]:
-    """The same with the data of the first network only, which is what a still picture shows."""
+def still(spec: Mapping[str, Any], cases: Sequence[str]) -> dict[str, Any]:
+    """Return the same with the data of the first network only, which is what a still picture shows."""
     layers = [
         {**layer, "data": {"values": [row for row in layer["data"]["values"] if row["case"] == cases[0]]}}
         for layer in spec["layer"]
@@ -276,8 +340,8 @@ def _still(spec: Mapping[str, Any], cases: Sequence[str]) -> dict[str, Any]:
     return {**spec, "layer": layers}
 
 
-def _ticked(field: str) -> dict[str, Any]:
-    """Keep what is ticked; null = everything."""
+def ticked(field: str) -> dict[str, Any]:
+    """Return what keeps that which is ticked; null = everything."""
     return {"filter": f"shown === null || indexof(shown, datum.{field}) >= 0"}
 
 
@@ -285,13 +349,15 @@ def _way_filter(way: str) -> dict[str, Any]:
     return {"field": "way", "oneOf": [way, DENSE]}
 
 
-def _cases_control(cases: Sequence[str]) -> list[Control]:
+def cases_control(cases: Sequence[str]) -> list[Control]:
+    """Return a list of the networks, where there are several."""
     if len(cases) < 2:
         return []
     return [Control("Network", {case: [Edit(("params", 1, "value"), case)] for case in cases})]
 
 
-def _colour(field: str, colours: Mapping[str, str], title: str) -> dict[str, Any]:
+def colour(field: str, colours: Mapping[str, str], title: str) -> dict[str, Any]:
+    """Return the encoding of a field by these colours."""
     return {
         "field": field,
         "type": "nominal",

@@ -10,8 +10,9 @@ from ..catalogue import CATALOGUE
 from ..compare.analysis import SCRATCH, Cell, Difference, Outcome, deviation
 from ..compare.spec import CONTROLS
 from ..compare.store import Row
-from ._comparison_charts import NAMES, asked
-from .comparison import AGAINST, Findings, rival_of
+from ..compare.timings import Timing
+from ._comparison_charts import NAMES, asked, samples
+from .comparison import AGAINST, Findings, histories, name_of, rival_of
 from .page import Table
 
 MOST_COLUMNS, MOST_GROUPS = 12, 100
@@ -138,6 +139,48 @@ def budget_table(findings: Findings, case: Case, cuts: Sequence[Cell]) -> Table:
         rows,
         "Largest error: of the cut network against the masked one, relative, in float64, over all seeds. Where single "
         "weights go, the network keeps its shape, nothing is to be verified, and MACs are those of weights that stay.",
+    )
+
+
+def latency_table(findings: Findings, case: Case, cuts: Sequence[Cell]) -> Table:
+    """Return how long each cut network takes; without rows where nothing was timed."""
+    batches = findings.timed_batches
+    rows = [
+        (*named(cell), *(text for batch in batches for text in _timed(findings.timings_of(cell).get(batch))))
+        for cell in (Cell(*case), *cuts)
+        if findings.timings_of(cell)
+    ]
+    places = sorted({t.place for timed in findings.timings.values() for t in timed.values()})
+    return Table(
+        f"{_called(case)}: measured latency, and how many times as fast as the dense network",
+        (
+            "method",
+            "removed",
+            *(text for batch in batches for text in (f"{samples(batch)}, ms", f"speed-up, {samples(batch)}")),
+        ),
+        rows,
+        f"One forward pass on {' and '.join(places)}: the median of many rounds in which the cut and the dense network "
+        "take turns. Mean over seeds ± one standard deviation; of a single seed half the distance of the quartiles.",
+    )
+
+
+def _timed(timing: Timing | None) -> tuple[str, str]:
+    if timing is None:
+        return NOTHING, NOTHING
+    return f"{timing.ms:.3g} ± {timing.spread_ms:.2g}", f"{timing.speed_up:.2f}x"
+
+
+def training_table(findings: Findings) -> Table:
+    """Return where the training loss of each run that is shown began and ended."""
+    found = histories(findings)
+    rows = [
+        (name_of(row), str(len(history)), f"{history[0][1]:.4f}", f"{history[-1][1]:.4f}", f"{history[-1][2]:.3g}")
+        for row, history in found
+    ]
+    return Table(
+        "Training of the first seed: mean loss of the first and the last epoch",
+        ("job", "epochs", "first", "last", "last learning rate"),
+        rows,
     )
 
 

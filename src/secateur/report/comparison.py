@@ -5,22 +5,26 @@ Nothing here computes a result or chooses among them: every figure is of the las
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
-from ..compare.analysis import SCRATCH, WORDS, Cell, Difference, Outcome, comparisons, outcomes, sentence
+from ..compare.analysis import MEASURED, SCRATCH, WORDS, Cell, Difference, Outcome, comparisons, outcomes_of, sentence
 from ..compare.jobs import Job
 from ..compare.spec import Experiment, to_toml
-from ..compare.store import COLUMNS, DONE, FAILED, ResultStore, Row
+from ..compare.store import DONE, FAILED, ResultStore, Row
+from ..compare.timings import Timing, timings
+from ..methods.sensitivity import SensitivityCurves
 
 AGAINST = ("scratch_e", "scratch_b", "random", "dense")
 MOST_CURVES = 100  # training runs that are drawn, and cuts whose widths are shown
-UNREAD = ("bytes", "macs_before", "params_before", "finished")
-READ = tuple(name for name in COLUMNS if name not in UNREAD)
+EPOCH = ("epoch", "loss", "lr", "seconds")  # what a training curve has of each
 VERDICTS = {
     "better": "better",
     "as good": "as good within 0.3 points",
@@ -47,6 +51,8 @@ class Findings:
         details: digest -> training curve, widths and machine, of the first seed, as far as they are shown.
         shown: the rows of these, with the row of each.
         seconds: of all jobs together.
+        timings: cell right after a cut, or of a dense network -> batch -> how long it takes, where it was measured.
+        sensitivity: (model, data) -> how the groups of the dense network take being cut, where it was measured.
     """
 
     experiment: Experiment
@@ -62,6 +68,19 @@ class Findings:
     details: Mapping[str, Mapping[str, Any]]
     shown: Sequence[Row]
     seconds: float
+    timings: Mapping[Cell, Mapping[int, Timing]] = field(default_factory=dict)
+    sensitivity: Mapping[tuple[str, str], SensitivityCurves] = field(default_factory=dict)
+
+    def timings_of(self, cell: Cell) -> Mapping[int, Timing]:
+        """Return batch -> how long a way's network takes; it has the shape that the cut gave it."""
+        if not self.timings:
+            return {}
+        return self.timings.get(cell if cell.label is None else replace(cell, recovery="none"), {})
+
+    @cached_property
+    def timed_batches(self) -> list[int]:
+        """The batches with which anything was timed."""
+        return sorted({batch for found in self.timings.values() for batch in found})
 
     @cached_property
     def by_cell(self) -> dict[Cell, Outcome]:
@@ -97,36 +116,51 @@ def gather(folder: str | os.PathLike[str], experiment: str | None = None) -> Fin
     with ResultStore(folder) as store:
         digest = store.named(experiment)
         found = store.experiment(digest)
-        rows = store.rows(digest, columns=READ)
-        job_count = store.job_count(digest)
-        done = [row for row in rows if row.values["status"] == DONE]
-        shown = _shown(done)
+        reached = outcomes_of(store.tuples(digest, columns=MEASURED, status=DONE))
+        totals = store.totals(digest)
+        failures = store.rows(digest, status=FAILED)
+        shown = _shown(store, digest, totals["seed"])
         details = store.details([row.digest for row in shown])
-    better = all(row.values["higher_is_better"] != 0 for row in done)
-    reached = outcomes(done)
+        timed = store.rows(digest, status=DONE, kind="latency")
+        times = timings(timed, store.details([row.digest for row in timed]))
+        curves = _sensitivity(store, store.rows(digest, status=DONE, kind="sensitivity"))
+        job_count = store.job_count(digest)
+    better = totals["higher_is_better"] != 0
     return Findings(
         found,
         digest,
         str(folder),
         reached,
         comparisons(reached, higher_is_better=better),
-        [row for row in rows if row.values["status"] == FAILED],
+        failures,
         job_count,
-        len(done),
-        next((row.metric_name for row in done if row.metric_name), "accuracy"),
+        totals["count"],
+        totals["metric_name"] or "accuracy",
         better,
         details,
         shown,
-        sum(row.values["seconds"] or 0.0 for row in done),
+        totals["seconds"] or 0.0,
+        times,
+        curves,
     )
 
 
-def _shown(rows: Sequence[Row]) -> list[Row]:
+def _sensitivity(store: ResultStore, rows: Sequence[Row]) -> dict[tuple[str, str], SensitivityCurves]:
+    details = store.details([row.digest for row in rows])
+    return {
+        (row.model, row.data): SensitivityCurves.from_json(json.dumps(details[row.digest]["sensitivity"]))
+        for row in rows
+        if "sensitivity" in details.get(row.digest, {})
+    }
+
+
+def _shown(store: ResultStore, experiment: str, seed: int | None) -> list[Row]:
     """The rows whose curves and widths are shown: of the first seed, and not more than a page can hold."""
-    first = min((row.values["seed"] for row in rows), default=0)
-    own = [row for row in rows if row.values["seed"] == first]
-    cuts = [row for row in own if row.kind == "cut"]
-    return [*cuts[:MOST_CURVES], *[row for row in own if row.kind != "cut"][:MOST_CURVES]]
+    return [
+        row
+        for kinds in (("cut",), ("dense", "recover"))
+        for row in store.rows(experiment, limit=MOST_CURVES, status=DONE, seed=seed, kind=kinds)
+    ]
 
 
 def rival_of(gap: Difference) -> str:
@@ -197,10 +231,44 @@ def values_of(findings: Findings) -> dict[str, Any]:
                 for row in findings.shown
                 if row.kind == "cut"
             ],
+            "training": [
+                {"job": name_of(row), "epochs": [dict(zip(EPOCH, epoch, strict=True)) for epoch in history]}
+                for row, history in histories(findings)
+            ],
+            "latency": [
+                asdict(cell) | asdict(timing) for cell, timed in findings.timings.items() for timing in timed.values()
+            ],
+            "sensitivity": [
+                {"model": model, "data": data, "curves": json.loads(curves.to_json())}
+                for (model, data), curves in findings.sensitivity.items()
+            ],
             "machines": machines_of(findings),
+            "facts": facts_of(findings),
         }
     )
     return found
+
+
+def histories(findings: Findings) -> list[tuple[Row, Sequence[Sequence[float]]]]:
+    """Return the training curves that are shown: of the first seed, for each epoch what `EPOCH` names."""
+    return [
+        (row, history) for row in findings.shown if (history := findings.details.get(row.digest, {}).get("history"))
+    ]
+
+
+def facts_of(findings: Findings) -> dict[str, str]:
+    """Return how the results came about: command, experiment, seeds, machine, versions."""
+    experiment = findings.experiment
+    return {
+        "command": findings.command,
+        "experiment": f"{experiment.name}, digest {findings.digest}",
+        "jobs": f"{findings.done_count} of {findings.job_count} done, {len(findings.failures)} failed",
+        "seeds": ", ".join(str(seed) for seed in experiment.seeds),
+        "held out": f"{experiment.hold_out:.0%} of the training images, for every choice",
+        "computing": f"{findings.seconds:.0f} s, all jobs together; a network that several share counts for each",
+        "machine": "; ".join(machines_of(findings)) or "not known",
+        "written": f"{time.strftime('%Y-%m-%d %H:%M')}, by secateur {version('secateur')}",
+    }
 
 
 def _outcome(one: Outcome) -> dict[str, Any]:

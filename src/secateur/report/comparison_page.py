@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from importlib.metadata import version
 
 from ..compare.analysis import sentence
 from ._comparison_charts import charts_of
@@ -13,10 +11,13 @@ from ._comparison_tables import (
     cuts_of,
     differences_table,
     effort_table,
+    latency_table,
     reached_table,
+    training_table,
     width_tables,
 )
-from .comparison import Findings, machines_of, name_of
+from ._sensitivity_of_groups import sensitivity_chart, sensitivity_tables
+from .comparison import Findings, facts_of, name_of
 from .page import Listing, Page, Section, Table
 
 MOST_SENTENCES, MOST_FAILURES = 200, 50
@@ -28,7 +29,7 @@ def page_of(findings: Findings) -> Page:
         f"Was pruning worth it? {findings.experiment.name}",
         findings.verdict,
         [section for section in _sections(findings) if section.tables or section.charts or section.listings],
-        _facts(findings),
+        facts_of(findings),
     )
 
 
@@ -49,11 +50,17 @@ def _sections(findings: Findings) -> Iterator[Section]:
         [
             table
             for case, own in cuts.items()
-            for table in (budget_table(findings, case, own), effort_table(findings, case, own))
+            for table in (
+                budget_table(findings, case, own),
+                latency_table(findings, case, own),
+                effort_table(findings, case, own),
+            )
             if table.rows
         ],
     )
     yield Section("What is left of each group", (), width_tables(findings))
+    chart = sensitivity_chart(findings)
+    yield Section("How each group takes being cut", (), sensitivity_tables(findings), [] if chart is None else [chart])
     yield Section("What failed", (), (), (), _failures(findings))
     yield Section(
         "The experiment",
@@ -63,11 +70,11 @@ def _sections(findings: Findings) -> Iterator[Section]:
 
 
 def _in_words(findings: Findings) -> list[Listing]:
-    told = [sentence(gap) for gap in findings.differences]
+    told = [sentence(gap) for gap in findings.differences[:MOST_SENTENCES]]
     if not told:
         return []
-    more = [f"and {len(told) - MOST_SENTENCES} more; --json has all"] if len(told) > MOST_SENTENCES else []
-    return [Listing("The same in words", [*told[:MOST_SENTENCES], *more])]
+    left = len(findings.differences) - len(told)
+    return [Listing("The same in words", [*told, *([f"and {left} more; --json has all"] if left else [])])]
 
 
 def _failures(findings: Findings) -> list[Listing]:
@@ -79,22 +86,8 @@ def _failures(findings: Findings) -> list[Listing]:
     return [*found, *([Listing(f"and {left} more", ["secateur results --status failed shows them"])] if left else [])]
 
 
-def _facts(findings: Findings) -> dict[str, str]:
-    experiment = findings.experiment
-    return {
-        "command": findings.command,
-        "experiment": f"{experiment.name}, digest {findings.digest}",
-        "jobs": f"{findings.done_count} of {findings.job_count} done, {len(findings.failures)} failed",
-        "seeds": ", ".join(str(seed) for seed in experiment.seeds),
-        "held out": f"{experiment.hold_out:.0%} of the training images, for every choice",
-        "computing": f"{findings.seconds:.0f} s, all jobs together; a network that several share counts for each",
-        "machine": "; ".join(machines_of(findings)) or "not known",
-        "written": f"{time.strftime('%Y-%m-%d %H:%M')}, by secateur {version('secateur')}",
-    }
-
-
 def card_of(findings: Findings) -> str:
-    """Return the answer as Markdown: the verdict, what each way reached, the differences, how it came about."""
+    """Return the answer as Markdown: verdict, tables of everything that the page shows, how it came about."""
     cuts = {case: own for case, own in cuts_of(findings.outcomes).items() if own}
     blocks = [f"# Was pruning worth it? {findings.experiment.name}", *findings.verdict]
     for case, own in cuts.items():
@@ -102,10 +95,17 @@ def card_of(findings: Findings) -> str:
         gaps = [g for g in findings.differences if (g.one.model, g.one.data) == case]
         if gaps:
             blocks.append(_markdown(differences_table(case, gaps)))
-        blocks.append(_markdown(budget_table(findings, case, own)))
+        more = (
+            budget_table(findings, case, own),
+            latency_table(findings, case, own),
+            effort_table(findings, case, own),
+        )
+        blocks += [_markdown(table) for table in more if table.rows]
+    tables = [*width_tables(findings), *sensitivity_tables(findings), training_table(findings)]
+    blocks += [_markdown(table) for table in tables if table.rows]
     if findings.failures:
         blocks.append("## What failed\n\n" + "\n".join(f"- {name_of(row)}" for row in findings.failures))
-    facts = "\n".join(f"- {name}: {value}" for name, value in _facts(findings).items())
+    facts = "\n".join(f"- {name}: {value}" for name, value in facts_of(findings).items())
     blocks.append(f"## How this came about\n\n{facts}\n\n```toml\n{findings.toml}```")
     return "\n\n".join(blocks) + "\n"
 
