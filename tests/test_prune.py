@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import logging
@@ -42,9 +43,10 @@ class Fixed:
 
     plan: Plan
     model: nn.Module | None = None
+    repair: str = "refit"
 
     def decide(self, problem):
-        return Decision(self.plan, self.model)
+        return Decision(self.plan, self.model, repair=self.repair)
 
 
 @pytest.mark.parametrize("of", ["channels", "macs", "params", "bytes"])
@@ -243,7 +245,7 @@ def test_the_random_control_costs_what_the_method_costs():
     assert results[0].after == results[1].after
 
 
-def test_data_bring_the_re_fit_and_a_method_that_re_fits_brings_batch_norm_alone():
+def test_data_bring_the_repair_that_the_method_leaves_to_do():
     """What `prune` does by itself is what it does when asked for just that."""
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -251,9 +253,17 @@ def test_data_bring_the_re_fit_and_a_method_that_re_fits_brings_batch_norm_alone
     ).eval()
     images = torch.randn(16, 3, 7, 7)
     options = {"budget": Budget(0.5), "data": [(images, None)], "task": ClassificationTask()}
-    for method, expected in (("l1_filter", ("refit",)), ("lasso_channels", ("batchnorm",))):
+    plan = Plan.from_removed({"0": [0, 1, 2]}, {"0": 6})
+    trained = copy.deepcopy(model)
+    trained[3].weight.data.mul_(1.5)
+    cases = {
+        "l1_filter": ("refit",),
+        "thinet": ("refit",),  # it only scales
+        "lasso_channels": (),
+        Fixed(plan, trained, "batchnorm"): ("batchnorm",),
+    }
+    for method, expected in cases.items():
         itself = prune(model, images, method=method, **options).model
-        asked = prune(model, images, method=method, repair=expected, **options).model
-        other = prune(model, images, method=method, repair=(), **options).model
-        assert torch.equal(itself(images), asked(images)), method
-        assert not torch.equal(itself(images), other(images)), method
+        for repair in ((), ("refit",), ("batchnorm",)):
+            asked = prune(model, images, method=method, repair=repair, **options).model
+            assert torch.equal(itself(images), asked(images)) == (repair == expected), (method, repair)

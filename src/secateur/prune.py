@@ -123,7 +123,7 @@ def prune(
         repair: "fold" moves what removed channels contribute on average into their consumers before the cut and needs
             no data; "refit" solves the consumers' remaining weights on `data` for the outputs as they were; "batchnorm"
             re-estimates running statistics on `data` after the cut. None = where there is data "refit", or "batchnorm"
-            after a method that re-fits or trains by itself.
+            after training with a method, or nothing after a method that re-fits like this by itself.
         seed: makes random choices repeatable.
         check: verify the result in float64 and refuse a wrong one.
         graph: the model's graph, if you have it.
@@ -159,7 +159,7 @@ def prune(
     if plan.is_empty and budget.remove > 0:
         warnings.warn(f"{budget}: nothing was removed.", NothingPruned, stacklevel=2)
     verification = _verified(fitted(cut.source, graph), small, plan, example, named) if check else None
-    wants_statistics = cut.decision.is_refitted if repairs is None else "batchnorm" in repairs
+    wants_statistics = cut.decision.repair == "batchnorm" if repairs is None else "batchnorm" in repairs
     if wants_statistics and data is not None and task is not None:
         reestimate_batchnorm_(small, data, task)
     result = PruneResult(small, plan, graph, budget, graph.costs(), graph.costs(plan), verification, cut.decision)
@@ -224,9 +224,7 @@ def _repaired(problem: Problem, decision: Decision, repairs: tuple[str, ...] | N
         return source
     if repairs is not None and "fold" in repairs:
         source = fold_constants(source, problem.graph, decision.plan)
-    wants_refit = (
-        decision.plan.removed_count > 0 and not decision.is_refitted if repairs is None else "refit" in repairs
-    )
+    wants_refit = decision.repair == "refit" and decision.plan.removed_count if repairs is None else "refit" in repairs
     if wants_refit and problem.data is not None and problem.task is not None:
         source = refit(source, problem.graph, decision.plan, problem.data, problem.task, target=problem.model)
     return source

@@ -100,3 +100,12 @@ def test_the_next_run_shares_what_an_earlier_one_trained(finished):
         assert run(more, folder, workers, progress=False).is_complete
     assert [job.kind for job in workers.done] == ["cut"]
     assert len(batches(folder)) == before
+
+
+def test_another_experiment_of_the_store_shares_too(finished):
+    folder, _, _ = finished
+    other = quick(folder, name="other", methods=[{"name": "fpgm", "label": "other"}], recoveries=BOTH, control=False)
+    workers = OwnWorkers(lambda job: perform(job, Place(folder)))
+    with torch.random.fork_rng():
+        assert run(other, folder, workers, progress=False).is_complete
+    assert [job.kind for job in workers.done] == ["cut"]

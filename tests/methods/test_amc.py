@@ -89,7 +89,7 @@ def test_the_best_candidate_is_returned_as_it_was_measured():
     split = Split.of(problem, 3000, 5000)
     right = [(small(images).argmax(1) == labels).double() for images, labels in split.validation]
     assert torch.cat(right).mean().item() == pytest.approx(best.metric)
-    assert found.decision.is_refitted
+    assert found.decision.repair == "none"
     assert {e.reward <= best.reward for e in found.episodes} == {True}
 
 

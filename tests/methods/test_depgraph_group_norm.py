@@ -182,7 +182,7 @@ def test_without_a_penalty_no_data_are_read_and_no_model_is_made():
     before = copy.deepcopy(tensors(model))
     decision = UNTRAINED.decide(problem_of(model))
     assert decision.model is None
-    assert not decision.is_refitted
+    assert decision.repair == "refit"
     assert decision.plan.removed_count == 7
     assert all(torch.equal(one, other) for one, other in zip(before, tensors(model), strict=True))
 

@@ -153,6 +153,7 @@ class _Driver:
             self.store.forget_failures(list(self.jobs))
         self.status = {d: s for d, s in self.store.statuses().items() if d in self.jobs}
         self._adopt()
+        self._find_networks()
         self._show()
         running: set[str] = set()
         with ProgressBar("comparing", len(self.jobs), visible=visible) as bar:
@@ -186,7 +187,19 @@ class _Driver:
                 self.status[digest] = DONE
             if self.status.get(digest) == DONE:
                 self.place.tidy(digest)
-                self._keep_network(job)
+
+    def _find_networks(self) -> None:
+        """Find out what was trained from scratch before, for any experiment of the store."""
+        done = {digest for digest, status in self.store.statuses().items() if status == DONE}
+        for one in self.store.experiments():
+            try:
+                jobs = jobs_of(self.store.experiment(one["digest"]))
+            except (KeyError, ValueError):  # another version's, with a method or a setting that is not known here
+                log.info("experiment %s of this store is not read", one["digest"])
+                continue
+            for job in jobs:
+                if job.digest in done:
+                    self._keep_network(job)
 
     def _waiting(self, running: set[str]) -> list[Job]:
         """Return jobs that are not done, and need nothing that is not."""

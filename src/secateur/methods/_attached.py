@@ -87,14 +87,14 @@ def train_and_decide(name: str, method: TrainingMethod, problem: Problem) -> Dec
     """
     attached = method.attach(replace(problem, model=clone(problem.model)))
     if problem.budget.remove == 0:
-        return replace(attached.finish(), model=None, is_refitted=False)
+        return replace(attached.finish(), model=None)
     watch, recipe = Watch(attached), method.recipe.replace(seed=problem.seed)
     folder = None if problem.checkpoint_dir is None else _folder(Path(problem.checkpoint_dir), problem)
     attachments = [attached, watch]
     train_(name, attached.model, problem, recipe, attachments, tracking=problem.tracking, checkpoint_dir=folder)
     decision = attached.finish()
     model = attached.model if decision.model is None else decision.model
-    return replace(decision, model=model, is_refitted=True, history=watch.history)
+    return replace(decision, model=model, repair="batchnorm", history=watch.history)
 
 
 def _folder(root: Path, problem: Problem) -> Path:

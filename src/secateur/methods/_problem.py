@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -113,15 +113,16 @@ class Decision:
         plan: which channels stay.
         model: a full-width copy with new weights if the method trained or re-fitted any; None = the model as it was.
         scores: group -> (width,) score per channel, higher = keep, where the method has scores.
-        is_refitted: the weights that stay already make up for what goes, since the paper re-fits or trains them:
-            `prune` does not re-fit them again unless asked to.
+        repair: what `prune` does next where it has data and is not told otherwise: "refit"; "batchnorm" after training
+            with the method, which moves the weights but may leave running statistics behind; "none" after a re-fit of
+            the method's own.
         history: where channels stood after each epoch, of a method that took part in training.
     """
 
     plan: Plan
     model: nn.Module | None = None
     scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    is_refitted: bool = False
+    repair: Literal["refit", "batchnorm", "none"] = "refit"
     history: History | None = None
 
 

@@ -321,7 +321,7 @@ class _Run:
         best = min(range(len(self.episodes)), key=lambda k: (-self.episodes[k].reward, self.episodes[k].loss))
         plan = self.candidates.plan(self.episodes[best].widths)
         model = self.candidates.repaired(plan)
-        decision = Decision(plan, model, self.candidates.scores, is_refitted=True)
+        decision = Decision(plan, model, self.candidates.scores, repair="none")
         return AmcSearch(decision, tuple(self.episodes), best, self.candidates.base.metric)
 
     # -- what is written down --------------------------------------------------------------------------------------

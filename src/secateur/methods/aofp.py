@@ -293,7 +293,7 @@ class _Hunt(Attachment):
         kept = self._kept(order)
         scores = {name: self._scores(name) for name in self.searches}
         plan = plan_from_counts(self.problem, kept, scores)
-        return Decision(plan, model=model, scores=scores, is_refitted=True)
+        return Decision(plan, model=model, scores=scores)
 
     def _scores(self, name: str) -> Tensor:
         gone = [channel for group, channel in self.moved if group == name]

@@ -393,7 +393,7 @@ class Centripetal(Attached):
                 "changes the network: train longer, or raise strength=%g or the learning rate",
                 *(widest, gaps[widest], self.method.strength),
             )
-        return Decision(plan, is_refitted=True)
+        return Decision(plan, repair="batchnorm")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the clusters."""

@@ -290,7 +290,7 @@ class _Run:
         scores = {name: self._scores(name) for name in self.filters}
         method = self.method
         is_new = self.episode_count and (method.epochs or method.finetune_epochs or method.compensate)
-        return Decision(self.plan, self.model if is_new else None, scores, is_refitted=bool(is_new))
+        return Decision(self.plan, self.model if is_new else None, scores)
 
     def _scores(self, name: str) -> Tensor:
         filters, left = self.filters[name].read(self.model).detach().double().cpu(), self._left(name)

@@ -177,7 +177,7 @@ class _Run:
                 log.info("stage %d of %d: %s", number + 1, len(stages), ", ".join(stage.names))
                 self._run(stage, kept)
         plan = Plan.from_removed(self.removed, self.problem.graph.widths)
-        return Decision(plan, self.model if stages else None, self.scores, is_refitted=bool(stages))
+        return Decision(plan, self.model if stages else None, self.scores)
 
     def _is_open(self, name: str, kept: int) -> bool:
         """Whether a selection may leave out channels of a group."""

@@ -196,9 +196,9 @@ class Masking(Attached):
             )
         scores = self._by_group(self.mean.double().cpu() if self.scores is None else self.scores)
         if self.kept is None:
-            return Decision(self._plan(scores), scores=scores, is_refitted=True)
+            return Decision(self._plan(scores), scores=scores, repair="batchnorm")
         gone = {name: (~kept).nonzero().flatten().tolist() for name, kept in self._by_group(self.kept).items()}
-        return Decision(Plan.from_removed(gone, self.problem.graph.widths), scores=scores, is_refitted=True)
+        return Decision(Plan.from_removed(gone, self.problem.graph.widths), scores=scores, repair="batchnorm")
 
     def state_dict(self) -> dict[str, Any]:
         """Return T, the masks, and the weights that the masks hide."""

@@ -152,9 +152,7 @@ class Influence:
         decision = _decision(problem, names, total, self.allocation)
         if self.update is False or not decision.plan.removed_count:
             return decision
-        return Decision(
-            decision.plan, self._updated(problem, decision.plan, readers, gates), decision.scores, is_refitted=True
-        )
+        return Decision(decision.plan, self._updated(problem, decision.plan, readers, gates), decision.scores)
 
     def _layers(self, problem: Problem, wanted: Array) -> tuple[list[Layer], Array]:
         """Return what to look at, and which channels to score by what makes them: with form="input", those not read."""

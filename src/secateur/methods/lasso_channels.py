@@ -123,7 +123,7 @@ class LassoChannels:
                 stay = width - (width - kept[name]) * number // self.rounds
                 if stay < width - len(walk.removed.get(name, ())):
                     self._round_(walk, name, reading, stay, how)
-        return Decision(walk.plan, walk.work, is_refitted=True)
+        return Decision(walk.plan, walk.work, repair="none")
 
     def _round_(self, walk: LayerWise, name: str, reading: Sequence[Product], stay: int, how: Refit) -> None:
         width = walk.problem.graph.groups[name].width

@@ -255,7 +255,7 @@ class Selection(Attached):
                 *(NAME, early, len(gone), max(gone), self.method.penalty),
             )
         log.info("%s: %d of %d factors are at zero", NAME, is_off(scores, 0.0), len(scores))
-        return Decision(plan, scores=channels, is_refitted=True)
+        return Decision(plan, scores=channels, repair="batchnorm")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the factors, their velocity, and the weights without them."""

@@ -201,7 +201,7 @@ class ThiNet:
             if self.is_scaled:
                 self._scale_(walk, name, reading, moments, gone)
             walk.remove_(name, gone)
-        return Decision(walk.plan, walk.work, is_refitted=self.is_scaled)
+        return Decision(walk.plan, walk.work)
 
     def _choose(self, moments: ChannelMoments, count: int) -> list[int]:
         if self.selection == "greedy":
