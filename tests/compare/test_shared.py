@@ -18,7 +18,7 @@ from .experiments import OwnWorkers
 from .quick import batches, quick
 
 WEIGHTS = {"name": "magnitude", "budgets": [{"remove": 0.5, "of": "weights"}]}
-METHODS = [{"name": "l1_filter"}, {"name": "l2_filter"}, WEIGHTS]
+METHODS = [{"name": "l1_filter"}, {"name": "l2_filter", "repair": ["batchnorm"]}, WEIGHTS]
 BOTH = ["scratch_e", "scratch_b"]
 
 

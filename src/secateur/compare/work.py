@@ -403,9 +403,10 @@ def _rewind_epoch(part: ModelPart, base: Recipe) -> int:
 
 
 def structure_of(model: nn.Module) -> str:
-    """Return a digest of a network's modules, shapes and whole numbers: all of it but the values that are trained."""
+    """Return a digest of a network's modules, shapes and whole numbers: all of it but what training changes."""
     state = model.state_dict()
-    whole = {name: tensor.tolist() for name, tensor in state.items() if not tensor.is_floating_point()}
+    fixed = [name for name in state if not name.endswith("num_batches_tracked")]  # a norm's count of its batches
+    whole = {name: state[name].tolist() for name in fixed if not state[name].is_floating_point()}
     return digest_of([str(model), {name: list(tensor.shape) for name, tensor in state.items()}, whole])
 
 
