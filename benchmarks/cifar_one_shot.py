@@ -9,7 +9,8 @@ every block), so that only the choice of channels differs. A seed draws the cali
 batches of 128. Accuracy is of all 10,000 test images, as cut, after batch-norm re-estimation, after the same
 least-squares re-fit, after both, and after `--finetune` epochs. Each finished row is written at once, and the same
 command goes on where a killed one stopped. cfp, dcp and aofp train while they prune, on the calibration images, for
-less long than their papers do (`settings` of their rows).
+less long than their papers do (`settings` of their rows). thinet:omp and thinet:backward are ThiNet's journal version
+and backward elimination, both of which re-fit while they choose.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ METHODS = (
     "taylor",
     "hrank",
     "thinet",
+    "thinet:omp",
+    "thinet:backward",
     "lasso_channels",
     "nisp",
     "influence",
@@ -120,8 +123,9 @@ def decide(method: str, problem: Problem) -> Decision:
     """Decide by a method of ours with the paper's settings, or by a criterion of the peer on the same widths."""
     if method in PEERS:
         return peer(method, problem)
-    entry = find(method)
-    settings = dict(BRIEF.get(method, {}))
+    name, _, selection = method.partition(":")
+    entry = find(name)
+    settings = dict(BRIEF.get(name, {})) | ({"selection": selection} if selection else {})
     own = set(vars(entry.make())) if hasattr(entry.make(), "__dict__") else set()
     settings |= {key: value for key, value in (("allocation", "uniform"), ("residual", "skip")) if key in own}
     return entry.make(**settings).decide(problem)
