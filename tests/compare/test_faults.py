@@ -25,7 +25,8 @@ from .quick import batches, quick
 
 EPOCH = 3  # batches
 PATIENCE_S = 600.0
-NOT_COMPARED = ("seconds", "resumed_from", "machine", "history")
+# who trained, how long and where; of jobs that share one training, the first to get there does it
+NOT_COMPARED = ("seconds", "resumed_from", "machine", "history", "shared_with")
 EACH_KIND = ["finetune", "scratch_e", "weight_rewind"]
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 
