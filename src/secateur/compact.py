@@ -164,12 +164,12 @@ class _Search:
 
     def _proved(self, source: nn.Module, small: nn.Module, plan: Plan) -> Verification:
         """Compare with the given model; where biases changed, before they were rounded to the model's dtype."""
-        args, kwargs = self.example
+        (args, kwargs), options = self.example, self.what.graph.options
         old, new = state_of(self.model), state_of(source)
         if all(torch.equal(old[name], new[name]) for name in old):
-            return verify(self.model, small, Plan(), args, kwargs)
-        cut = verify(source, small, plan, args, kwargs)
+            return verify(self.model, small, Plan(), args, kwargs, **options)
+        cut = verify(source, small, plan, args, kwargs, **options)
         precise = to_double(self.model)
         full = mask(fold_constants(precise, self.what.graph, plan), self.what.graph, plan)
-        whole = verify(self.model, full, Plan(), args, kwargs)
+        whole = verify(self.model, full, Plan(), args, kwargs, **options)
         return max(cut, whole, key=lambda found: found.max_relative_error)

@@ -294,7 +294,7 @@ class _Walk:
 
     def _graph_now(self) -> ChannelGraph:
         """Trace the model as it is, and let the method pose it as it posed the original."""
-        found = trace(self.model, self.problem.args, self.problem.kwargs)
+        found = trace(self.model, self.problem.args, self.problem.kwargs, **self.graph.options)
         method = find(self.method).make() if isinstance(self.method, str) else self.method
         return prepared(method, dataclasses.replace(self.problem, model=self.model, graph=found)).graph
 

@@ -158,7 +158,7 @@ def prune(
     graph, plan = cut.graph, cut.decision.plan
     if plan.is_empty and budget.remove > 0:
         warnings.warn(f"{budget}: nothing was removed.", NothingPruned, stacklevel=2)
-    verification = _verified(fitted(cut.source, graph), small, plan, example, named) if check else None
+    verification = _verified(cut, small, example, named) if check else None
     wants_statistics = cut.decision.repair == "batchnorm" if repairs is None else "batchnorm" in repairs
     if wants_statistics and data is not None and task is not None:
         reestimate_batchnorm_(small, data, task)
@@ -281,8 +281,9 @@ def _repairs(repair: Sequence[str] | None, data: Any, task: Any) -> tuple[str, .
     return chosen
 
 
-def _verified(source: nn.Module, small: nn.Module, plan: Plan, args: Any, kwargs: Mapping[str, Any]) -> Verification:
-    found = verify(source, small, plan, args, kwargs)
+def _verified(cut: _Cut, small: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Verification:
+    source, plan = fitted(cut.source, cut.graph), cut.decision.plan
+    found = verify(source, small, plan, args, kwargs, **cut.graph.options)
     if not found.is_exact:
         raise VerificationError(
             f"the smaller model is not the masked one: {found}. This is a fault of the channel graph for this model; "

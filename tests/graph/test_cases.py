@@ -99,11 +99,10 @@ def test_operations_without_a_rule_are_reported(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_shrunk_equals_masked(name, remove):
     model, args, kwargs, graph = prepared(name)
-    granularity = getattr(load(name), "options", {}).get("granularity", "heads")
     plan = random_plan(graph, remove, seed=int(10 * remove))
     small = shrink(model, graph, plan)
     assert (plan.removed_count == 0) == (parameter_count(small) == parameter_count(model))
-    found = verify(model, small, plan, args, kwargs, granularity=granularity)
+    found = verify(model, small, plan, args, kwargs, **graph.options)
     assert found.is_exact, f"{plan}\n{found}"
 
 

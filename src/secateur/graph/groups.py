@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -31,6 +31,13 @@ from .walk import modules_of, state_of
 log = logging.getLogger(__name__)
 OTHER = "Give the plan of this model, or the model of that plan."
 Array = np.ndarray[Any, Any]
+
+
+class TraceOptions(TypedDict):
+    """What `trace` was told to take for one channel; see there."""
+
+    granularity: str
+    conv_groups: str
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,14 @@ class ChannelGraph:
     places: tuple[Member, ...] = field(repr=False)
     rigid: dict[str, str] = field(default_factory=dict)  # groups left whole because the model's code cannot narrow them
     selections: tuple[str, ...] | None = None
+
+    @property
+    def options(self) -> TraceOptions:
+        """What `trace` was told to take for one channel, to trace again: ``trace(model, args, **graph.options)``."""
+        return {
+            "granularity": "heads" if self.labels.heads else "head_dims",
+            "conv_groups": "whole" if self.labels.whole_groups else "narrow",
+        }
 
     @cached_property
     def costs(self) -> CostModel:
@@ -229,6 +244,7 @@ def trace(
     *,
     strict: bool = False,
     granularity: str = "heads",
+    conv_groups: str = "narrow",
     carrier: str | None = None,
 ) -> ChannelGraph:
     """Find which channels of a model live and die together, from one forward pass on tensors without data.
@@ -239,6 +255,9 @@ def trace(
         kwargs: keyword inputs.
         strict: raise on an operation without a rule, where False freezes the channels that touch it.
         granularity: "heads" cuts attention by whole heads, "head_dims" by dimensions of every head alike.
+        conv_groups: "narrow" leaves a grouped convolution all its groups and cuts the same channels of each; "whole"
+            takes whole groups out (the cardinality of ResNeXt), with all that makes and reads them. Depthwise ones,
+            whose groups hold one channel, lose whole groups in any case.
         carrier: "meta", "fake" or "real" tensors; None takes the first that the model runs on.
 
     Returns:
@@ -247,7 +266,7 @@ def trace(
     Raises:
         TraceError: the model rejects the input or returns no tensor.
         UnsupportedOp: `strict` and an operation has no rule.
-        ValueError: an unknown granularity.
+        ValueError: an unknown granularity, or another word for `conv_groups`.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
     >>> trace(net, torch.zeros(1, 3, 8, 8)).widths
@@ -255,11 +274,14 @@ def trace(
     """
     if granularity not in ("heads", "head_dims"):
         raise ValueError(f"granularity={granularity!r}: expected 'heads' or 'head_dims'.")
+    if conv_groups not in ("narrow", "whole"):
+        raise ValueError(f"conv_groups={conv_groups!r}: expected 'narrow' or 'whole'.")
     if not isinstance(model, nn.Module):
         raise TraceError(f"the model is {type(model).__name__}; expected a torch.nn.Module.")
     example = as_args(args), dict(kwargs or {})
     tape = record(model, *example, carrier=carrier)
-    return analyse(model, tape, example, strict=strict, heads=granularity == "heads")
+    labels = Labels(tape.state, heads=granularity == "heads", whole_groups=conv_groups == "whole")
+    return analyse(model, tape, example, labels, strict=strict)
 
 
 def as_args(args: Any) -> tuple[Any, ...]:
@@ -270,11 +292,8 @@ def as_args(args: Any) -> tuple[Any, ...]:
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def analyse(
-    model: nn.Module, tape: Tape, example: Example, *, strict: bool = False, heads: bool = True
-) -> ChannelGraph:
-    """Pass labels along a tape and read the groups off the ties."""
-    labels = Labels(tape.state, heads=heads)
+def analyse(model: nn.Module, tape: Tape, example: Example, labels: Labels, *, strict: bool = False) -> ChannelGraph:
+    """Pass fresh labels along a tape and read the groups off the ties."""
     shapes: dict[str, tuple[int, ...]] = {}
     first: dict[int, str] = {}
     aliases: dict[str, str] = {}

@@ -176,10 +176,12 @@ class Labels:
     Attributes:
         heads: True to keep whole heads where a split axis has to be cut as heads or as head dimensions, False for the
         latter.
+        whole_groups: True to let the groups of a grouped convolution go one by one, each with all its channels, False
+        to narrow all of them alike.
     """
 
-    def __init__(self, state: dict[int, str], *, heads: bool = True) -> None:
-        self.heads = heads
+    def __init__(self, state: dict[int, str], *, heads: bool = True, whole_groups: bool = False) -> None:
+        self.heads, self.whole_groups = heads, whole_groups
         self.state = state
         self.slot_count = 1  # slot 0 is FROZEN
         self.layers: dict[int, list[Tensor]] = {}

@@ -54,6 +54,7 @@ class Product:
         columns: (groups, in-channels per group) channel number (component) of every column that it reads, one array for
             each layer of labels; empty if the activation is not labelled there.
         outputs: (groups, outputs per group) channel number of everything that it makes, likewise.
+        is_whole: a grouped convolution whose groups go one by one, each of them one channel.
     """
 
     site: Site
@@ -66,6 +67,7 @@ class Product:
     is_weight_first: bool
     columns: tuple[Array, ...]
     outputs: tuple[Array, ...]
+    is_whole: bool = False
 
     @property
     def is_convolution(self) -> bool:
@@ -73,9 +75,12 @@ class Product:
         return self.op.name == CONVOLUTION
 
     @property
-    def is_depthwise(self) -> bool:
-        """Whether every output reads one input channel, so that nothing is summed over channels."""
-        return self.is_convolution and self.groups > 1 and self.source.shape[1] == self.groups
+    def reads_one(self) -> bool:
+        """Whether every output reads one channel, so that nothing is summed over channels.
+
+        So does a depthwise convolution, and a grouped one whose groups go whole: each reads the channel that it makes.
+        """
+        return self.is_whole or (self.is_convolution and self.groups > 1 and self.source.shape[1] == self.groups)
 
     @property
     def layout(self) -> dict[str, bool]:
@@ -205,7 +210,13 @@ def _product(
     name = graph.tape.state.get(bias.number) if isinstance(bias, Ref) else None
     columns = numbers(layers.get(source.number, []), len(source.shape))
     outputs = numbers(made, len(op.out.shape))
-    return Product(site, op, op.module, name, source, weight, groups, is_weight_first, columns, outputs)
+    is_whole = graph.labels.whole_groups and is_convolution and groups > 1 and any(map(_is_whole, columns))
+    return Product(site, op, op.module, name, source, weight, groups, is_weight_first, columns, outputs, is_whole)
+
+
+def _is_whole(columns: Array) -> bool:
+    """Whether each group's columns are one channel, another than its neighbours'."""
+    return bool((columns == columns[:, :1]).all() and (columns[:, 0] != columns[0, 0]).any())
 
 
 def _line(component: Array, layer: Tensor, axis: int) -> Array | None:
@@ -221,7 +232,7 @@ def _line(component: Array, layer: Tensor, axis: int) -> Array | None:
 
 
 def readers(graph: ChannelGraph, group: ChannelGroup, among: Iterable[Product] | None = None) -> list[Product]:
-    """Return the products that sum over a group's channels; depthwise convolutions do not and are left out.
+    """Return the products that sum over a group's channels; those that read one alone (depthwise) are left out.
 
     Args:
         graph: the channel graph.
@@ -229,7 +240,7 @@ def readers(graph: ChannelGraph, group: ChannelGroup, among: Iterable[Product] |
         among: what `products` returned, if you have it.
     """
     found = products(graph) if among is None else among
-    return [p for p in found if not p.is_depthwise and (p.channels_of(graph, group) >= 0).any()]
+    return [p for p in found if not p.reads_one and (p.channels_of(graph, group) >= 0).any()]
 
 
 def weight_view(model: nn.Module, graph: ChannelGraph, product: Product) -> Tensor | None:

@@ -50,7 +50,7 @@ def blocks_along(line: Array, wanted: Array, width: int = 1) -> Iterator[tuple[A
 
 def reads(product: Product, wanted: Array) -> bool:
     """Whether a product sums over any of these channels (bool over channel numbers)."""
-    return not product.is_depthwise and any(bool(wanted[line].any()) for line in product.columns)
+    return not product.reads_one and any(bool(wanted[line].any()) for line in product.columns)
 
 
 def out_lines(graph: ChannelGraph, product: Product) -> list[Array]:

@@ -44,10 +44,10 @@ def memory_costs(graph: ChannelGraph, alive: Array | None = None) -> dict[str, T
         taps = 0 if product.site.weight in counted else taps_of(product)  # a weight that is used twice is held once
         counted.add(product.site.weight)
         # A depthwise filter reads the channel that it makes, so it is there with it, and counts once.
-        filters = np.ones(len(read)) if product.is_depthwise else read.sum(axis=1)
+        filters = np.full(len(read), read.shape[1]) if product.reads_one else read.sum(axis=1)
         for numbers in product.outputs:
             np.add.at(cost, numbers, taps * filters[:, None] + map_size)
-        for numbers in () if product.is_depthwise else product.columns:
+        for numbers in () if product.reads_one else product.columns:
             np.add.at(cost, numbers, taps * made.sum(axis=1)[:, None])
     return {name: torch.from_numpy(cost[group.channels] / pixels) for name, group in graph.groups.items()}
 

@@ -53,7 +53,7 @@ def check_rescaling(problem: Problem, scales: Scales, factor: float) -> None:
     other = clone(model)
     rescale_(other, problem.graph, scales, factor)
     args, kwargs = map_tensors(_as_double, (problem.args, dict(problem.kwargs)))
-    found = verify(model, other, Plan(), args, kwargs)
+    found = verify(model, other, Plan(), args, kwargs, **problem.graph.options)
     if not found.is_exact:
         raise MethodError(
             f"rescale={factor!r} would change what the model computes ({found}): between a normalisation and the "

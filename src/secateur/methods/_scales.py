@@ -134,7 +134,7 @@ def scaling(flow: Flow, group: ChannelGroup) -> list[Norm]:
     there is.
     """
     every = flow.norms_on(group)
-    depthwise = {product.site.weight for product in flow.products if product.is_depthwise}
+    depthwise = {product.site.weight for product in flow.products if product.reads_one}
     first = []
     for norm in every:
         behind = flow.weights_behind(group, norm)

@@ -164,7 +164,7 @@ class Refitting:
         found: dict[Any, tuple[list[Product], Tensor]] = {}
         for product in products(self.graph):
             columns = product.alive_columns(alive)
-            if product.is_depthwise or columns.all() or not columns.any(axis=1).all():
+            if product.reads_one or columns.all() or not columns.any(axis=1).all():
                 continue
             view = weight_view(self.work, self.graph, product)
             if view is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,13 @@ from torch import nn
 from ..errors import SurgeryError
 from ..graph.groups import ChannelGraph
 from ..graph.labels import compact
+from ..graph.products import products
 from ..graph.tape import Op, Ref, replay
 from ..graph.walk import modules_of
 from ..plan import Plan
 from .branches import branch_settings, narrow_zeros_, swap_branch_module_, without_shortcuts_
 from .record import AttributeChange
-from .steps import Step, expected_steps, found_steps, is_inside, results, shapes_after
+from .steps import Step, expected_steps, found_steps, groups_after, is_inside, results, shapes_after
 from .widths import apply_native_, kept_heads, native_widths, needs_dropin, swap_attention_, without_nested_tensors_
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,8 @@ def repair_(
     removed = tuple(swapped)
     for path, settings in swapped.items():
         swap_branch_module_(small, path, settings)
-    changes = apply_native_(small, model)
+    fewer = groups_after(graph, alive) if after else {}
+    changes = apply_native_(small, model, _left_in_modules(model, graph, fewer))
     for path in needs_dropin(small, model):
         old: Any = model.get_submodule(path)
         swapped[path] = swap_attention_(small, path, old, kept_heads(old, path, cuts))
@@ -74,10 +76,44 @@ def repair_(
     changes += narrow_zeros_(small, graph, after)
     vague = {index for name in plan.removed_branches for index in graph.branches[name].loose}
     expected = expected_steps(graph, alive, tuple(swapped), after, vague)
-    repair = _Repair(small, graph, expected, wanted_sizes(graph, alive, after), tuple(swapped))
+    repair = _Repair(
+        small, graph, expected, wanted_sizes(graph, alive, after, _written_out(model, graph, fewer)), tuple(swapped)
+    )
     with _without(plan):
         repair.run()
     return [*changes, *repair.changes()], swapped
+
+
+def _left_in_modules(model: nn.Module, graph: ChannelGraph, fewer: Mapping[int, tuple[int, int]]) -> dict[str, int]:
+    """Return path of each convolution of torch's that loses whole groups -> how many are left.
+
+    It runs the operation, or another module does with its weight.
+    """
+    modules = modules_of(model)
+    weights = {p.op.index: p.site.weight for p in products(graph)} if fewer else {}
+    found = {}
+    for index, (_, left) in fewer.items():
+        owner = weights.get(index, "").rpartition(".")[0].partition(".parametrizations")[0]
+        for path in (graph.tape.ops[index].module, owner):
+            if isinstance(modules.get(path), nn.modules.conv._ConvNd):
+                found[path] = left
+    return found
+
+
+def _written_out(
+    model: nn.Module, graph: ChannelGraph, fewer: Mapping[int, tuple[int, int]]
+) -> dict[int, tuple[int, int]]:
+    """Return those of the convolutions that lose groups which the code of a module calls with a number of its own.
+
+    Not where there is one for each channel: that number is a width like others.
+    """
+    modules, ops = modules_of(model), graph.tape.ops
+    return {
+        index: counts
+        for index, counts in fewer.items()
+        if not isinstance(modules.get(ops[index].module), nn.modules.conv._ConvNd)
+        and counts[0] not in (ops[index].args[0].shape[1], ops[index].out.shape[1])
+    }
 
 
 @contextlib.contextmanager
@@ -92,11 +128,15 @@ def _without(plan: Plan) -> Iterator[None]:
 
 
 def wanted_sizes(
-    graph: ChannelGraph, alive: Array, after: list[list[tuple[int, ...]]]
+    graph: ChannelGraph,
+    alive: Array,
+    after: list[list[tuple[int, ...]]],
+    fewer: Mapping[int, tuple[int, int]],
 ) -> dict[str, dict[int, list[int]]]:
     """For each module path: every size its operations were called with that must change -> what it must become.
 
     Under ``path + SEEN``: sizes that only came up in results. A module may have checked one, but asked for none.
+    `fewer`: position of an operation -> a number of groups that it was called with, and what is left of them.
     """
     wanted: dict[str, dict[int, list[int]]] = {}
     shapes: dict[int, tuple[int, ...]] = {}
@@ -115,6 +155,8 @@ def wanted_sizes(
                     ask(op, old, new, "" if op.name in SIZED else SEEN)
         for old, new in _argument_sizes(graph, op, alive, shapes):
             ask(op, old, new)
+        if op.index in fewer:
+            ask(op, *fewer[op.index])
     return wanted
 
 

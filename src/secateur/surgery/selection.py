@@ -95,7 +95,7 @@ def candidates(model: nn.Module, graph: ChannelGraph) -> list[str]:
 def first_layers(model: nn.Module, graph: ChannelGraph) -> list[str]:
     """Return the paths of layers without a selection by which residual branches read channels that are added up."""
     flow, modules, added = Flow(graph), modules_of(model, shared=True), _added(graph)
-    summing = {p.op.index: p for p in flow.products if not p.is_depthwise}
+    summing = {p.op.index: p for p in flow.products if not p.reads_one}
     every = ChannelGroup("", np.arange(len(added)), ())
     found: dict[str, None] = {}
     for branch in graph.branches.values():
@@ -134,8 +134,7 @@ def _traced(model: nn.Module, graph: ChannelGraph, paths: list[str]) -> ChannelG
     twin = copy_with(model, lambda _, tensor: tensor.detach())
     for path in paths:
         insert_(twin, path)
-    granularity = "heads" if graph.labels.heads else "head_dims"
-    return trace(twin, *graph.example, granularity=granularity, carrier=graph.tape.carrier)
+    return trace(twin, *graph.example, **graph.options, carrier=graph.tape.carrier)
 
 
 def _is_read_by_columns(graph: ChannelGraph, index: str) -> bool:

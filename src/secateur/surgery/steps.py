@@ -138,6 +138,19 @@ def shapes_after(graph: ChannelGraph, alive: Array) -> list[list[tuple[int, ...]
     return after
 
 
+def groups_after(graph: ChannelGraph, alive: Array) -> dict[int, tuple[int, int]]:
+    """Return the position of each convolution that loses whole groups -> how many it had, and how many are left."""
+    found = {}
+    for op, layers in zip(graph.tape.ops, graph.op_layers, strict=True):
+        before = int(op.args[8]) if op.name == "convolution" else 1
+        if before > 1:
+            line = living(graph, layers[0], 1, op.out.shape[1], alive)
+            after = int(line.reshape(before, -1).any(axis=1).sum())
+            if after < before:
+                found[op.index] = before, after
+    return found
+
+
 def lines_of(graph: ChannelGraph, layer: Tensor, alive: Array) -> dict[int, Array]:
     """Return axis -> which of its places stay, (size,) bool, for every axis of a layer that may lose something."""
     places = alive[graph.component[compact(layer).numpy()]]

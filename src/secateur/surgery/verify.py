@@ -84,6 +84,7 @@ def verify(
     kwargs: Mapping[str, Any] | None = None,
     *,
     granularity: str = "heads",
+    conv_groups: str = "narrow",
     tolerance: float = TOLERANCE,
 ) -> Verification:
     """Run the shrunk model against the masked original and return the largest relative error.
@@ -95,7 +96,8 @@ def verify(
         args: example input: a tensor or a tuple. Constant floating inputs (all zeros) are replaced by seeded noise,
             since they would hide errors.
         kwargs: keyword inputs.
-        granularity: as given to `trace`.
+        granularity: as given to `trace`; ``**graph.options`` gives both.
+        conv_groups: as given to `trace`.
         tolerance: largest relative error to call exact.
 
     Raises:
@@ -103,7 +105,7 @@ def verify(
         PlanError: the plan is of another model.
     """
     inputs, named = map_tensors(_telling, (as_args(args), dict(kwargs or {})))
-    graph = trace(model, args, kwargs, granularity=granularity)
+    graph = trace(model, args, kwargs, granularity=granularity, conv_groups=conv_groups)
     wanted = _reference(model, graph, plan, inputs, named)
     precise = to_double(small)
     set_training(precise, False)
@@ -125,11 +127,18 @@ class Reference:
 
 
 def reference(
-    model: nn.Module, plan: Plan, args: Any, kwargs: Mapping[str, Any] | None = None, *, granularity: str = "heads"
+    model: nn.Module,
+    plan: Plan,
+    args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    granularity: str = "heads",
+    conv_groups: str = "narrow",
 ) -> Reference:
     """Run the masked model in float64, with statistics taken over kept channels only, and return its outputs."""
     inputs, named = map_tensors(_as_double, (as_args(args), dict(kwargs or {})))
-    return _reference(model, trace(model, args, kwargs, granularity=granularity), plan, inputs, named)
+    graph = trace(model, args, kwargs, granularity=granularity, conv_groups=conv_groups)
+    return _reference(model, graph, plan, inputs, named)
 
 
 def _reference(
@@ -175,7 +184,8 @@ class _KeptStatistics(TorchDispatchMode):
         self.count = self.index = 0
         watch = ModuleWatch(masked)
         self.recorder = Recorder(Tape("real"), state_names(masked), watch, CallWatch())
-        self.labels = Labels(self.recorder.tape.state, heads=graph.labels.heads)
+        known = graph.labels
+        self.labels = Labels(self.recorder.tape.state, heads=known.heads, whole_groups=known.whole_groups)
         self.labels.kernel, self.labels.selecting = graph.labels.kernel, graph.labels.selecting
         self.known = np.ones(1, dtype=bool)  # slot -> alive
         self.named: set[str] = set()

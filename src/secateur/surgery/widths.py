@@ -34,8 +34,12 @@ def _conv(layer: Any, old: Any) -> Widths:
     groups = old.groups
     if groups > 1 and min(per_out, per_in) == 1:  # whole groups went
         groups = weight[0] // (per_in if old.transposed else per_out)
-    first, second = weight[0], weight[1] * groups
-    ins, outs = (first, second) if old.transposed else (second, first)
+    return _conv_of(layer, groups)
+
+
+def _conv_of(layer: Any, groups: int) -> Widths:
+    first, second = layer.weight.shape[0], layer.weight.shape[1] * groups
+    ins, outs = (first, second) if layer.transposed else (second, first)
     return {"in_channels": ins, "out_channels": outs, "groups": groups}
 
 
@@ -93,26 +97,36 @@ TABLE: list[tuple[type | tuple[type, ...], Callable[[Any, Any], Widths]]] = [
 ]
 
 
-def native_widths(layer: nn.Module, old: nn.Module | None = None) -> Widths:
+def native_widths(layer: nn.Module, old: nn.Module | None = None, *, groups: int | None = None) -> Widths:
     """Return the widths that a layer of torch's own must have, read off its tensors; empty for any other module.
 
     Args:
         layer: the layer, its tensors cut.
         old: the layer before the cut; None = `layer` was not cut.
+        groups: how many groups a convolution has left, which its tensors do not tell; None = as many as before, or one
+            for each channel where it had one for each.
 
     >>> native_widths(nn.Linear(3, 5))
     {'out_features': 5, 'in_features': 3}
     """
+    if groups is not None:
+        return _conv_of(layer, groups)
     return next((widths(layer, old or layer) for kinds, widths in TABLE if isinstance(layer, kinds)), {})
 
 
-def apply_native_(small: nn.Module, model: nn.Module) -> list[AttributeChange]:
-    """Set the widths of torch's own layers from their tensors, in place; return what changed."""
+def apply_native_(small: nn.Module, model: nn.Module, groups: Mapping[str, int]) -> list[AttributeChange]:
+    """Set the widths of torch's own layers from their tensors, in place; return what changed.
+
+    Args:
+        small: the cut model.
+        model: the model before the cut.
+        groups: path of each convolution that lost whole groups -> how many are left.
+    """
     originals = modules_of(model)
     changes = []
     for path, layer in modules_of(small).items():
         old = originals[path]
-        for name, after in native_widths(layer, old).items():
+        for name, after in native_widths(layer, old, groups=groups.get(path)).items():
             before = getattr(old, name, after)
             if before != after:
                 layer.__dict__[name] = after

@@ -30,14 +30,15 @@ def convolution(labels: Labels, op: Op) -> None:
     out: Ref = op.out
     transposed, groups = bool(op.args[6]), int(op.args[8])
     inputs = _channels_of(labels, source)
-    ins, outs = _weight_slots(labels, weight, transposed, groups)
+    is_whole = labels.whole_groups and groups > 1 and not _is_repeated(inputs, groups)
+    ins, outs = _weight_slots(labels, weight, transposed, groups, is_whole=is_whole)
     if ins is None and outs is not None and groups > 1 and inputs is not None and inputs.numel() == groups:
         ins = inputs.reshape(groups, 1)  # depthwise with a computed weight: its only column carries no label
     _meet_input(labels, inputs, ins)
     if ins is None and outs is not None and groups > 1 and outs.shape[1] == 1:
         labels.freeze(outs, "its group's input cannot be narrowed")
     if groups > 1:
-        _keep_groups_equal(labels, ins, outs)
+        _keep_groups_equal(labels, ins, outs, is_whole=is_whole)
     if isinstance(bias, Ref):
         for layer in labels.get(bias):
             if outs is None:
@@ -49,7 +50,7 @@ def convolution(labels: Labels, op: Op) -> None:
         result.append(along(outs.reshape(-1), 1, out.shape))
     result += [compact(layer).expand(out.shape) for layer in labels.get(source) if axes(layer) == {0}]
     labels.set(out, result)
-    _count(labels, op, ins, outs)
+    _count(labels, op, ins, outs, is_whole=is_whole)
 
 
 def _channels_of(labels: Labels, source: Ref) -> Tensor | None:
@@ -68,7 +69,17 @@ def _channels_of(labels: Labels, source: Ref) -> Tensor | None:
     return found
 
 
-def _weight_slots(labels: Labels, weight: Ref, transposed: bool, groups: int) -> tuple[Tensor | None, Tensor | None]:
+def _is_repeated(inputs: Tensor | None, groups: int) -> bool:
+    """Whether all groups read the same channels: they are samples that were folded into the channel axis."""
+    if inputs is None:
+        return False
+    blocks = inputs.reshape(groups, -1)
+    return bool((blocks == blocks[:1]).all())
+
+
+def _weight_slots(
+    labels: Labels, weight: Ref, transposed: bool, groups: int, *, is_whole: bool
+) -> tuple[Tensor | None, Tensor | None]:
     """Return the slots of a convolution weight as grids (ins, outs); None where nothing can be cut."""
     known = labels.conv_slots.get(weight.number)
     if known is not None and known[0].shape[0] == groups:
@@ -80,7 +91,7 @@ def _weight_slots(labels: Labels, weight: Ref, transposed: bool, groups: int) ->
         labels.layers[weight.number] = layers
         labels.conv_slots[weight.number] = (ins, outs)
         return ins, outs
-    return _derived(labels, weight, transposed, groups)
+    return _derived(labels, weight, transposed, groups, is_whole=is_whole)
 
 
 def _fresh(labels: Labels, weight: Ref, transposed: bool, groups: int) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -96,8 +107,13 @@ def _fresh(labels: Labels, weight: Ref, transposed: bool, groups: int) -> tuple[
     return (first, second, layers) if transposed else (second, first, layers)
 
 
-def _derived(labels: Labels, weight: Ref, transposed: bool, groups: int) -> tuple[Tensor | None, Tensor | None]:
-    """Slots of a weight that was computed (standardised, normalised, shared): read off its layers."""
+def _derived(
+    labels: Labels, weight: Ref, transposed: bool, groups: int, *, is_whole: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Slots of a weight that was computed (standardised, normalised, shared): read off its layers.
+
+    Its axis 1 has one set of slots for all groups, so where groups go whole it stays, and they have slots of their own.
+    """
     first: Tensor | None = None
     second: Tensor | None = None
     rows, columns = weight.shape[0] // groups, weight.shape[1]
@@ -106,6 +122,9 @@ def _derived(labels: Labels, weight: Ref, transposed: bool, groups: int) -> tupl
         small = compact(layer)
         if varying == {0} and first is None:
             first = small.reshape(groups, rows)
+        elif varying == {1} and second is None and is_whole:
+            labels.freeze(small, "the groups of its convolution go whole")
+            second = labels.new(groups, columns)
         elif varying == {1} and second is None:
             second = small.reshape(1, columns).expand(groups, columns)
         elif varying == {0, 1} and second is None:
@@ -125,8 +144,13 @@ def _meet_input(labels: Labels, inputs: Tensor | None, ins: Tensor | None) -> No
         labels.tie(inputs.reshape(ins.shape), ins)
 
 
-def _keep_groups_equal(labels: Labels, ins: Tensor | None, outs: Tensor | None) -> None:
-    """Depthwise: a group goes whole. Otherwise the j-th channels of all groups go together, so groups stay equal."""
+def _keep_groups_equal(labels: Labels, ins: Tensor | None, outs: Tensor | None, *, is_whole: bool) -> None:
+    """Depthwise: a group goes whole. Otherwise too if asked, or the j-th channels of all groups go together."""
+    if is_whole and (ins is None or outs is None):
+        for grid in (ins, outs):
+            if grid is not None:
+                labels.freeze(grid, "the other side of its group cannot go")
+        return
     if ins is not None and outs is not None and min(ins.shape[1], outs.shape[1]) == 1:
         wide = max(ins.shape[1], outs.shape[1])
         if wide == ins.shape[1]:
@@ -134,12 +158,17 @@ def _keep_groups_equal(labels: Labels, ins: Tensor | None, outs: Tensor | None) 
         else:
             labels.tie(ins.expand(ins.shape[0], wide), outs)
         return
+    if is_whole and ins is not None and outs is not None:
+        labels.tie(ins[:, :1].expand(ins.shape), ins)
+        labels.tie(outs[:, :1].expand(outs.shape), outs)
+        labels.tie(ins[:, 0], outs[:, 0])
+        return
     for grid in (ins, outs):
         if grid is not None and grid.shape[0] > 1 and grid.shape[1] > 1:
             labels.tie(grid[:1].expand(grid.shape), grid)
 
 
-def _count(labels: Labels, op: Op, ins: Tensor | None, outs: Tensor | None) -> None:
+def _count(labels: Labels, op: Op, ins: Tensor | None, outs: Tensor | None, *, is_whole: bool) -> None:
     source, weight = op.args[0], op.args[1]
     out: Ref = op.out
     transposed, groups = bool(op.args[6]), int(op.args[8])
@@ -158,7 +187,7 @@ def _count(labels: Labels, op: Op, ins: Tensor | None, outs: Tensor | None) -> N
         factors.append(outs.reshape(-1))
     if per_group == 1 and groups > 1:
         pass  # depthwise: one input channel for each output channel, whatever is cut
-    elif groups > 1 and outs is not None and outs.shape[1] == 1:
+    elif groups > 1 and outs is not None and (is_whole or outs.shape[1] == 1):
         constant *= per_group
     elif ins is None or per_group == 1:
         constant *= per_group
