@@ -51,7 +51,8 @@ def check(spec: NetworkSpec) -> None:
     network = build(spec)
     before, shared = snapshot.of_model(network.model), snapshot.of_process()
     granularity = "heads" if spec.seed % 5 else "head_dims"
-    graph = trace(network.model, network.args, granularity=granularity)
+    conv_groups = "narrow" if spec.seed % 3 else "whole"
+    graph = trace(network.model, network.args, granularity=granularity, conv_groups=conv_groups)
     assert not graph.unknown
     assert torch.equal(outputs(network, shrink(network.model, graph, Plan())), outputs(network, network.model))
     check_order_does_not_matter(network, graph)
@@ -60,7 +61,7 @@ def check(spec: NetworkSpec) -> None:
     plan = random_plan(graph, spec.seed)
     note(str(plan))
     small = shrink(network.model, graph, plan)
-    found = verify(network.model, small, plan, network.args, granularity=granularity)
+    found = verify(network.model, small, plan, network.args, **graph.options)
     assert found.is_exact, found
     check_costs(network, graph, plan, small)
     assert snapshot.differences(before, snapshot.of_model(network.model)) == []

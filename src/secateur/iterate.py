@@ -106,6 +106,7 @@ def prune_iteratively(
     check: bool = True,
     checkpoint_dir: str | Path | None = None,
     progress: bool | None = None,
+    graph: ChannelGraph | None = None,
 ) -> IterativeResult:
     """Prune towards a budget in several steps and retrain after each; the model itself is not changed.
 
@@ -129,6 +130,7 @@ def prune_iteratively(
         checkpoint_dir: where the trainings keep checkpoints, a folder per step. A run that was killed repeats the cuts
             and takes its trainings up where they stopped.
         progress: True or False to force the progress bars; None = where there is a terminal.
+        graph: the model's graph, if you have it; after each step the model is traced with the same options.
 
     Returns:
         The smaller model in the training mode of `model`, its plan in channels of the original, and one `Step` each.
@@ -143,7 +145,7 @@ def prune_iteratively(
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise MethodError(f"steps={steps!r}: expected a whole number of cuts, 1 or more.")
     example, named = as_args(args), dict(kwargs or {})
-    graph = trace(model, example, named)
+    graph = graph if graph is not None else trace(model, example, named)
     posed = Problem(model, graph, budget, limits or Limits(), example, named, data, task, seed)
     problem = prepared(find(method).make() if isinstance(method, str) else method, posed)
     counts_for(problem, problem.free_groups(), "uniform")  # unreachable budgets are told here, before any training
@@ -260,6 +262,11 @@ class _Walk:
                     counts = self.graph.costs.counts(self.plan)
                     counts[self.graph.costs.names.index(name)] = wanted
                     free = self.now_with([name])
+                    if not free.groups:
+                        log.warning(
+                            "%s keeps %d channels, which can only go with others now", name, len(self.left[name])
+                        )
+                        break
                     yield _Cut(self.gone(counts), Budget(missing / free.channel_count, "channels"), free)
 
     # -- steps ---------------------------------------------------------------------------------------------------

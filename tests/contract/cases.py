@@ -85,6 +85,23 @@ class Grouped(nn.Module):
         return self.head(F.relu(self.bn4(self.depthwise(x))).mean((2, 3)))
 
 
+class Groups(nn.Module):
+    """A bottleneck of ResNeXt with groups of two channels in and three out; whole groups are to go."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stem_bn = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.conv1, self.bn1 = nn.Conv2d(6, 16, 1, bias=False), nn.BatchNorm2d(16)
+        self.conv2, self.bn2 = nn.Conv2d(16, 24, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(24)
+        self.conv3, self.bn3 = nn.Conv2d(24, 6, 1, bias=False), nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        x = F.relu(self.stem_bn(self.stem(x)))
+        y = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return self.head(F.relu(x + self.bn3(self.conv3(y))).mean((2, 3)))
+
+
 class Attention(nn.Module):
     """Patches, one transformer block of four heads with fused query, key and value, mean over tokens."""
 
@@ -114,10 +131,12 @@ class Case:
     Attributes:
         name: in test names.
         make: the model, as its class makes it.
+        conv_groups: as in `trace`.
     """
 
     name: str
     make: Callable[[], nn.Module]
+    conv_groups: str = "narrow"
 
     def model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Build the model in evaluation mode; its weights are always the same, and no two alike."""
@@ -160,7 +179,7 @@ class Case:
 
 @cache
 def _graph(case: Case, dtype: torch.dtype, device: str) -> ChannelGraph:
-    return trace(case.model(dtype).to(device), case.images(dtype).to(device))
+    return trace(case.model(dtype).to(device), case.images(dtype).to(device), conv_groups=case.conv_groups)
 
 
 CASES = {
@@ -173,3 +192,4 @@ CASES = {
         Case("attention", Attention),
     )
 }
+CHANNEL_CASES = CASES | {"whole groups": Case("whole groups", Groups, conv_groups="whole")}

@@ -5,7 +5,7 @@ import torch
 
 from secateur.catalogue import removing
 
-from .cases import CASES
+from .cases import CASES, CHANNEL_CASES
 from .promises import PROMISES, device_is_kept
 from .refusals import REFUSALS
 from .subject import Subject, accepted, hold
@@ -16,13 +16,14 @@ WEIGHT_SUBJECTS = {name: WeightSubject.of(entry) for name, entry in removing("we
 
 every_row = pytest.mark.parametrize("row", SUBJECTS)
 every_case = pytest.mark.parametrize("case", CASES)
+every_channel_case = pytest.mark.parametrize("case", CHANNEL_CASES)
 
 
 @every_row
-@every_case
+@every_channel_case
 @pytest.mark.parametrize("promise", PROMISES)
 def test_row_keeps(promise, case, row):
-    hold(PROMISES[promise], SUBJECTS[row], CASES[case])
+    hold(PROMISES[promise], SUBJECTS[row], CHANNEL_CASES[case])
 
 
 @every_row
@@ -38,10 +39,10 @@ def test_row_works_on_several_kinds_of_model(row):
 
 
 @every_row
-@every_case
+@every_channel_case
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no second device here")
 def test_row_keeps_the_device(case, row):
-    hold(lambda subject, case: device_is_kept(subject, case, "cuda"), SUBJECTS[row], CASES[case])
+    hold(lambda subject, case: device_is_kept(subject, case, "cuda"), SUBJECTS[row], CHANNEL_CASES[case])
 
 
 @pytest.mark.parametrize("row", WEIGHT_SUBJECTS)

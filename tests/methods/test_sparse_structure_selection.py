@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -249,6 +250,113 @@ def test_what_a_cut_would_leave_now_counts_branches_too():
     assert view.if_cut == problem.graph.costs(attached.finish().plan)
     zeros = [name for name, size in attached.structures.of_branches(attached.factors).items() if size == 0]
     assert view.so_far == problem.graph.costs(Plan(removed_branches=tuple(zeros)))
+
+
+# -- whole groups of grouped convolutions ------------------------------------------------------------------------------
+
+
+def resnext(*, remove=0.4, of="macs"):
+    model, example = models.made(models.resnext)
+    model, example = model.double(), example.double()
+    graph = trace(model, example, conv_groups="whole")
+    return Problem(model, graph, Budget(remove, of), args=(example,), task=TASK)
+
+
+class GatedGroups(nn.Module):
+    """ResNeXt with factors as the paper has them: a group's behind the second normalisation, before its activation."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.factors = model, nn.Parameter(torch.ones(2 + 2 * 4, dtype=torch.float64))
+
+    def forward(self, x):
+        x, own = self.model.stem(x), self.factors[2:].view(2, 4, 1).expand(2, 4, 2).reshape(2, 8, 1, 1)
+        for factor, gates, block in zip(self.factors[:2], own, self.model.blocks, strict=True):
+            out = block.branch[5:](block.branch[:5](x) * gates)
+            x = (x + out * factor).relu()
+        return self.model.head(x.mean((2, 3)))
+
+
+def test_a_factor_of_a_group_multiplies_what_the_group_gives_once():
+    problem = resnext()
+    written = GatedGroups(copy.deepcopy(problem.model))
+    attached = SparseStructureSelection(structures="both").attach(problem)
+    assert attached.structures.count == 2 + 2 * 4
+    with torch.no_grad():
+        factors = torch.rand(10, dtype=torch.float64) * 2
+        factors[[3, 8]] = 0.0
+        written.factors.copy_(factors)
+    attached._gates.put_in_(factors)
+    images = torch.randn(3, 3, 7, 7, dtype=torch.float64)
+    torch.testing.assert_close(problem.model(images), written(images), atol=1e-12, rtol=1e-12)
+
+
+def test_training_with_factors_of_groups_is_training_with_gates_behind_the_grouped_convolution():
+    problem = resnext()
+    model = problem.model
+    written = GatedGroups(copy.deepcopy(model))
+    attached = SparseStructureSelection(structures="both", penalty=0.2).attach(problem)
+    settings = {"lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-2}
+    here = moment_of(model, optimizer=torch.optim.SGD(model.parameters(), **settings), lr=0.02)
+    other = torch.optim.SGD(written.model.parameters(), **settings)
+    velocity = torch.zeros(10, dtype=torch.float64)
+    for images, labels in batches((3, 7, 7), 4):
+        for network in (model, written):
+            network.zero_grad()
+            nn.functional.cross_entropy(network(images.double()), labels).backward()
+        attached.after_backward(here)
+        here.optimizer.step()
+        attached.after_step(here)
+        other.step()
+        slopes = written.factors.grad
+        point, velocity = apg_step(
+            *(written.factors.detach(), slopes, velocity), lr=0.02, momentum=0.9, penalty=0.2, nonnegative=True
+        )
+        written.factors.data = point
+    assert 0 < attached.factors.min() < 0.98
+    torch.testing.assert_close(attached.factors, written.factors.detach(), atol=1e-11, rtol=0)
+    images = torch.randn(4, 3, 7, 7, dtype=torch.float64)
+    torch.testing.assert_close(model.eval()(images), written.eval()(images), atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("structures", "removed", "branches"),
+    [("channels", {0: [0, 2], 1: [1, 2, 3]}, ()), ("both", {0: [0, 2]}, ("blocks.1.branch",))],
+)
+def test_groups_and_blocks_at_zero_leave_without_a_trace(structures, removed, branches):
+    problem = resnext()
+    costs, widths = problem.graph.costs, problem.graph.widths
+    wanted = Plan.from_removed({f"blocks.{k}.branch.0": own for k, own in removed.items()}, widths, branches)
+    budget = Budget(1 - costs(wanted).macs / costs().macs, "macs")
+    attached = SparseStructureSelection(structures=structures).attach(replace(problem, budget=budget))
+    for name, own in attached.structures.of_groups(attached.factors).items():
+        own[list(wanted.removed(name))] = 0.0
+    if branches:
+        attached.factors[: len(attached.structures.branches)] = torch.tensor([1.0, 0.0])
+    attached._gates.put_in_(attached.factors)
+    attached._step_count = 1
+    plan = attached.finish().plan
+    assert plan == wanted
+    small = shrink(problem.model, problem.graph, plan)
+    assert small.blocks[0].branch[3].groups == 2
+    images = torch.randn(3, 3, 7, 7, dtype=torch.float64)
+    torch.testing.assert_close(small(images), problem.model(images), atol=1e-12, rtol=1e-12)
+    assert verify(problem.model, small, plan, problem.args, **problem.graph.options).is_exact
+
+
+def test_training_removes_whole_groups_and_meets_the_budget():
+    model, example = models.made(models.resnext)
+    graph = trace(model, example, conv_groups="whole")
+    method = SparseStructureSelection(structures="channels", penalty=1.0, recipe=RECIPE)
+    data = batches((3, 7, 7))
+    result = prune(
+        *(model, example), method=method, budget=Budget(0.3, "macs"), data=data, task=TASK, repair=(), graph=graph
+    )
+    assert result.removed >= 0.3
+    assert result.verification.is_exact
+    left = {name: len(result.plan.kept.get(name, range(4))) for name in ("blocks.0.branch.0", "blocks.1.branch.0")}
+    assert sum(left.values()) < 8
+    assert [block.branch[3].groups for block in result.model.blocks] == list(left.values())
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

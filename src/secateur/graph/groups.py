@@ -483,10 +483,22 @@ def _members(
         if not len(present):
             continue
         counts = np.bincount(present, minlength=len(widths))
+        if len(axes(layer)) > 1:
+            counts = _along_last(layer, numbers, of, len(widths))
         for group in np.flatnonzero(counts):
             per_channel = max(1, int(counts[group]) // widths[group])
             members[group].append(_member(name, layer, per_channel, modules))
     return members
+
+
+def _along_last(layer: Tensor, numbers: Array, of: Array, count: int) -> Array:
+    """Return (groups,) how many places of the last axis along which a layer varies their channels take in all."""
+    shape = compact(layer).shape
+    axis = max(axes(layer))
+    place = np.broadcast_to(np.arange(shape[axis]).reshape(-1, *[1] * (len(shape) - axis - 1)), shape).ravel()
+    pairs = np.unique(numbers.astype(np.int64) * shape[axis] + place, return_index=True)[1]
+    found = of[pairs]
+    return np.bincount(found[found >= 0], minlength=count)
 
 
 def _member(name: str, layer: Tensor, per_channel: int, modules: dict[str, nn.Module]) -> Member:

@@ -25,8 +25,11 @@ Where we differ, and why:
   has absorbed them already.
 - ``structures="auto"`` gives factors to residual branches where the network has some that can go, else to channels, as
   the paper does for ResNet and VGG; ``"both"`` ranks both together. Attention and feed-forward branches of transformers
-  are branches like others. Groups of a grouped convolution, which the paper removes from ResNeXt, are not structures of
-  their own here: a group of channels there is one channel of every block.
+  are branches like others.
+- Whole groups of a grouped convolution, which the paper removes from ResNeXt, are channels of a graph that is traced
+  with ``conv_groups="whole"``; ``structures="channels"`` or ``"both"`` then gives them factors. The columns that read a
+  group hold its factor, and nothing else does. With ReLU behind the normalisation this is the paper's place in front of
+  it, as long as the factor is at least 0.
 - ``nonnegative=True`` is the authors' code; the paper does not say it. ``weigh_by_cost=True`` gives every structure a
   penalty in proportion to the MACs that it saves, gamma_i = gamma c_i / mean c; the paper has one gamma.
 - A first block of a stage can go too: its projection stays.
