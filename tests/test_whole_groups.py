@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 from secateur import Budget, Plan, compact, load, prune, prune_iteratively, save, shrink, trace, verify
-from secateur.errors import PlanError
+from secateur.cli.app import app
+from secateur.compare.jobs import jobs_of
+from secateur.compare.run import run
+from secateur.compare.spec import made, to_toml
+from secateur.compare.store import ResultStore
+from secateur.compare.work import Place, perform
+from secateur.errors import ExperimentError, PlanError
 from secateur.graph.products import products, readers
 from secateur.measure.macs import measured_macs
 from secateur.measure.params import parameter_count
 from secateur.methods._memory import memory_costs
 from secateur.train import ClassificationTask, Recipe
 
+from .compare.experiments import OwnWorkers
+from .compare.quick import quick
 from .networks import randomise
 
 TASK = ClassificationTask()
@@ -166,23 +177,21 @@ def test_cutting_in_steps_takes_whole_groups_at_every_step(schedule):
     assert [block.conv2.weight.shape[1] for block in result.model.blocks] == [3, 2]
 
 
-@pytest.mark.parametrize("schedule", ["together", "layer_by_layer"])
-def test_cutting_in_steps_narrows_groups_again_and_again(schedule):
+def test_cutting_in_steps_narrows_all_sides_of_a_grouped_convolution_at_every_step():
     model = ResNeXt()
-    model.blocks = nn.Sequential(Bottleneck(6, 16, 2))
+    model.blocks = nn.Sequential(Bottleneck(6, 32, 2))
     randomise(model.eval(), torch.Generator().manual_seed(1))
     result = prune_iteratively(
         *(model, torch.randn(2, 3, 8, 8)),
-        budget=Budget(0.4, "macs"),
+        budget=Budget(0.6, "macs"),
         steps=3,
-        schedule=schedule,
         data=batches(),
         task=TASK,
         recipe=Recipe(epochs=1, lr=1e-3, schedule="constant"),
         progress=False,
     )
-    assert result.removed >= 0.4
-    assert set(result.plan) == {"blocks.0.conv1", "blocks.0.conv2"}
+    assert result.removed >= 0.6
+    assert [set(step.layers) for step in result.history] == [{"blocks.0.conv1", "blocks.0.conv2"}] * 3
 
 
 # -- what comes back ---------------------------------------------------------------------------------------------------
@@ -231,3 +240,61 @@ def test_a_plan_of_whole_groups_is_not_taken_for_one_of_narrow_groups():
     assert verify(model, small, plan, x, **graph.options).is_exact
     with pytest.raises(PlanError, match="another model"):
         verify(model, small, plan, x)
+
+
+# -- on the command line and in experiments ----------------------------------------------------------------------------
+
+NETWORK = """
+from torch import nn
+
+def make():
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 8, stride=8), nn.ReLU(), nn.Conv2d(12, 8, 3, groups=4), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2),
+    )
+"""
+
+
+def told(*args: object) -> dict:
+    result = CliRunner().invoke(app, [*map(str, args), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_the_command_line_takes_whole_groups(tmp_path):
+    (tmp_path / "net.py").write_text(NETWORK)
+    name, size = f"{tmp_path / 'net.py'}:make", ("--input-shape", "3x64x64")
+    assert [group["width"] for group in told("groups", name, *size)["groups"]] == [3, 2]
+    assert [group["width"] for group in told("groups", name, *size, "--conv-groups", "whole")["groups"]] == [4]
+    out = tmp_path / "small"
+    found = told("prune", name, *size, "--remove", 0.5, "--conv-groups", "whole", "--out", out)
+    assert found["widths"] == {"0": {"before": 4, "after": 2}}
+    namespace: dict = {}
+    exec(NETWORK, namespace)
+    assert load(out, namespace["make"])[2].groups == 2
+    result = CliRunner().invoke(app, ["groups", name, *size, "--conv-groups", "all"])
+    assert result.exit_code == 2
+    assert "neither narrow nor whole" in result.output
+
+
+def test_an_experiment_takes_whole_groups_for_all_its_methods(tmp_path):
+    plain = quick(tmp_path, recoveries=["scratch_e"])
+    (tmp_path / "network.py").write_text(NETWORK)
+    raw = plain.model_dump(mode="json", exclude_defaults=True)
+    raw["models"][0]["conv_groups"] = "whole"
+    experiment = made(raw)
+    assert 'conv_groups = "whole"' in to_toml(experiment)
+    assert "conv_groups" not in json.dumps([job.to_json() for job in jobs_of(plain)])
+    with torch.random.fork_rng():
+        summary = run(experiment, tmp_path, OwnWorkers(lambda job: perform(job, Place(tmp_path))), progress=False)
+    assert summary.is_complete, summary.failed
+    with ResultStore(tmp_path) as store:
+        rows = store.rows(kind="cut")
+        assert {row.label for row in rows} == {"l1_filter", "random"}
+        assert [store.detail(row.digest)["widths"] for row in rows] == [{"0": [4, 2]}] * 2
+
+
+def test_an_unknown_word_in_an_experiment_is_told():
+    raw = {"models": [{"name": "digits_resnet", "data": "digits", "conv_groups": "all"}], "methods": [], "budgets": []}
+    with pytest.raises(ExperimentError, match=r"models\.0\.conv_groups: input should be 'narrow' or 'whole'"):
+        made(raw)

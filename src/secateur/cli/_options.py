@@ -62,6 +62,23 @@ Protect = Annotated[
     list[str] | None,
     typer.Option("--protect", help="Module or group that stays whole; may be repeated.", metavar="MODULE"),
 ]
+
+
+def _conv_groups(value: str) -> str:
+    if value not in ("narrow", "whole"):
+        raise typer.BadParameter(f"{value!r} is neither narrow nor whole.")
+    return value
+
+
+ConvGroups = Annotated[
+    str,
+    typer.Option(
+        "--conv-groups",
+        help="Of grouped convolutions: narrow all groups alike, or remove whole ones.",
+        metavar="narrow|whole",
+        callback=_conv_groups,
+    ),
+]
 MinKeep = Annotated[int, typer.Option("--min-keep", help="Channels that every group keeps at least.")]
 RoundTo = Annotated[int, typer.Option("--round-to", help="Widths that change become multiples of this.")]
 Repair = Annotated[

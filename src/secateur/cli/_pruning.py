@@ -12,6 +12,7 @@ from torch import nn
 from ..budget import Budget, Limits
 from ..errors import MethodError, MissingExtra
 from ..graph.costs import Costs
+from ..graph.groups import trace
 from ..methods import History
 from ..methods._attached import TrainingMethod
 from ..prune import REPAIRS, PruneResult, prune
@@ -33,6 +34,7 @@ class PruneRequest(Request[PruneResult]):
         limits: what every plan respects.
         repair: what to mend; None = what `secateur.prune` does by itself.
         tracking: where training is shown, that of the method and of fine-tuning.
+        conv_groups: as in `trace`.
     """
 
     removes = "channels"
@@ -41,6 +43,7 @@ class PruneRequest(Request[PruneResult]):
     limits: Limits
     repair: tuple[str, ...] | None = None
     tracking: Tracking | None = None
+    conv_groups: str = "narrow"
 
     @property
     def trains(self) -> bool:
@@ -57,9 +60,10 @@ class PruneRequest(Request[PruneResult]):
     def cut(self, model: nn.Module) -> PruneResult:
         """Prune; see `secateur.prune` for the errors."""
         data, task = data_and_task(self.source, self.batch_size)
+        example = self.source.example(model)
         return prune(
             model,
-            self.source.example(model),
+            example,
             budget=self.budget,
             method=self.made,
             data=data,
@@ -67,6 +71,7 @@ class PruneRequest(Request[PruneResult]):
             limits=self.limits,
             repair=self.repair,
             seed=self.source.seed,
+            graph=trace(model, example, conv_groups=self.conv_groups),
             tracking=self.tracking if self.trains else None,
         )
 

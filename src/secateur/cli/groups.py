@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._options import Classes, InputShape, Json, Model, Verbose, shape
+from ._options import Classes, ConvGroups, InputShape, Json, Model, Verbose, shape
 from ._session import session
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def groups(
     explain: Explain = None,
     input_shape: InputShape = None,
     classes: Classes = None,
+    conv_groups: ConvGroups = "narrow",
     strict: Strict = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -35,7 +36,7 @@ def groups(
 
         source = Source(model, shape=shape(input_shape), class_count=classes)
         built = source.model()
-        graph = trace(built, source.example(built), strict=strict)
+        graph = trace(built, source.example(built), strict=strict, conv_groups=conv_groups)
         if explain is None:
             run.result(str(graph), _facts(model, graph))
         else:

@@ -9,6 +9,7 @@ from ._options import (
     TRACK_DIR,
     BatchSize,
     Classes,
+    ConvGroups,
     Data,
     Device,
     DryRun,
@@ -51,6 +52,7 @@ def prune(
     protect: Protect = None,
     min_keep: MinKeep = 1,
     round_to: RoundTo = 1,
+    conv_groups: ConvGroups = "narrow",
     weights: Weights = None,
     pretrained: Pretrained = False,
     input_shape: InputShape = None,
@@ -92,7 +94,9 @@ def prune(
         chosen = brief(method) | chosen if dry_run else chosen
         tracking = tracking_of(track, track_dir, f"{method}-{remove:g}" if target is None else target.name)
         shown = None if dry_run else tracking
-        request = PruneRequest(source, method, chosen, budget, limits, repairs(repair), shown, batch_size=size)
+        request = PruneRequest(
+            source, method, chosen, budget, limits, repairs(repair), shown, conv_groups, batch_size=size
+        )
         if track and tuning is None and not request.trains:
             raise MethodError(f"--track: {method} takes no part in training, so there is nothing to show; --finetune?")
         carry_out(run, request, tuning, target, dry_run=dry_run)

@@ -10,13 +10,13 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_serializer
 
 from .. import data as data_sets
 from ..budget import WEIGHTS, Budget
@@ -58,6 +58,7 @@ class ModelPart(_Part):
         finetune_epochs: of the dense network after the cut, and of everything that takes its place.
         finetune: values that differ from the recipe's when fine-tuning.
         weights: file with trained weights, in place of training the dense network.
+        conv_groups: what every method does with grouped convolutions, see `secateur.trace`.
     """
 
     name: Name
@@ -67,6 +68,15 @@ class ModelPart(_Part):
     finetune_epochs: int = Field(default=40, ge=1)
     finetune: dict[str, JsonValue] = Field(default_factory=dict)
     weights: str | None = None
+    conv_groups: Literal["narrow", "whole"] = "narrow"
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, plain: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """A setting that came later is left out at its default, so that digests are those that they were."""
+        values = plain(self)
+        if values.get("conv_groups") == "narrow":
+            del values["conv_groups"]
+        return values
 
     def base_recipe(self, seed: int) -> Recipe:
         """Return how the dense network is trained."""

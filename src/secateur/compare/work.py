@@ -329,7 +329,7 @@ class _Work:
         return self.source.model().eval()
 
     def _graph(self, model: nn.Module) -> ChannelGraph:
-        return trace(model, self.source.example(model))
+        return trace(model, self.source.example(model), conv_groups=self.model_part.conv_groups)
 
     def _dense_model(self) -> nn.Module:
         digest = self.job.needs[-1]
