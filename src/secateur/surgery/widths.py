@@ -109,7 +109,7 @@ def native_widths(layer: nn.Module, old: nn.Module | None = None, *, groups: int
     >>> native_widths(nn.Linear(3, 5))
     {'out_features': 5, 'in_features': 3}
     """
-    if groups is not None:
+    if groups is not None and isinstance(layer, nn.modules.conv._ConvNd):
         return _conv_of(layer, groups)
     return next((widths(layer, old or layer) for kinds, widths in TABLE if isinstance(layer, kinds)), {})
 
