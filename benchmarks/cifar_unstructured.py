@@ -6,9 +6,10 @@
 
     python -m benchmarks.cifar_unstructured --data FOLDER --checkpoint benchmarks/checkpoints/resnet20 [--finetune 1]
 
-The second form starts every seed from one trained network, for machines on which training takes days: only methods that
-read weights take part, a seed draws the data order and the calibration images, and the column `scratch` is left out.
-`--finetune 0` leaves that column out too.
+The second form starts every seed from one trained network, for machines on which training takes days: a seed draws the
+data order and the calibration images, snip scores trained weights, gradual_magnitude removes while it fine-tunes, and
+the column `scratch` is left out, as are methods that need a new network. `--finetune 0` leaves that column out too, and
+gradual_magnitude with it.
 
 With `--data digits` a small ResNet on scikit-learn's digits, minutes on one core.
 
@@ -70,6 +71,7 @@ METHODS = (
     "erk",
 )
 OF_NEW_NETWORKS = ("snip", "grasp", "synflow")
+NOT_OF_TRAINED = ("grasp", "synflow", "lottery_ticket")
 SETTINGS: dict[str, dict[str, Any]] = {"lottery_ticket": {"per_round": 0.7, "rewind_epoch": 1}}
 PUBLISHED = {
     "model": "resnet20",
@@ -150,8 +152,11 @@ class Bench:
         made = find(method).make(**self._settings(method, seed))
         budget = Budget(remove, "weights")
         if isinstance(made, TrainingWeightMethod):
-            model = self.new(seed)
+            model = self.new(seed) if self.trained is None else copy.deepcopy(self.trained)
             attached = attach(model, method=made, budget=budget)
+            if self.trained is not None:
+                yield "finetune", self._finetuned(model, seed, key, attached)
+                return
             self.fit(model, seed, key, attached)
             plan = attached.finish().plan
             yield "none", self.test(model)
@@ -168,7 +173,7 @@ class Bench:
         yield "scratch", self.test(self.fit(model, seed, f"{key}-scratch", HeldZeros(plan)))
 
     def _one_shot(self, method: str, budget: Budget, seed: int, key: str) -> Any:
-        is_new = method in OF_NEW_NETWORKS
+        is_new = method in OF_NEW_NETWORKS and self.trained is None
         source, calibration = self.new(seed) if is_new else self.dense(seed), self.calibration(seed)
         made = find(method).make(**SETTINGS.get(method, {}))
         given = {"data": calibration, "task": TASK} if set(find(method).needs) & {"data", "labels"} else {}
@@ -180,11 +185,13 @@ class Bench:
         yield "none", self.test(result.model)
         if not self.finetune_epochs:
             return result.plan
+        yield "finetune", self._finetuned(result.model, seed, key, result.hold())
+        return result.plan
+
+    def _finetuned(self, model: nn.Module, seed: int, key: str, attachment: train.Attachment) -> float:
         recipe = self.recipe(seed, self.epochs).finetuning(self.finetune_epochs)
         kept = {"checkpoint_dir": self._folder(seed, key), "progress": False}
-        held, loader = [result.hold()], self.loader(seed)
-        yield "finetune", self.test(finetune(result.model, loader, TASK, recipe, attachments=held, **kept)[0])
-        return result.plan
+        return self.test(finetune(model, self.loader(seed), TASK, recipe, attachments=[attachment], **kept)[0])
 
     def _settings(self, method: str, seed: int) -> dict[str, Any]:
         settings = dict(SETTINGS.get(method, {}))
@@ -240,11 +247,14 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([f"dense {result.get('dense')}", *lines])
 
 
-def methods_to_run(names: Sequence[str] | None, *, is_trained: bool) -> tuple[str, ...]:
+def methods_to_run(names: Sequence[str] | None, *, is_trained: bool, is_finetuned: bool) -> tuple[str, ...]:
     """Return the names asked for, or those of `METHODS` that can start from what there is."""
-    able = [m for m in METHODS if not is_trained or not (m in OF_NEW_NETWORKS or "training" in find(m).needs)]
+    unfit = (*NOT_OF_TRAINED, *(() if is_finetuned else ("gradual_magnitude",)))
+    able = [m for m in METHODS if not (is_trained and m in unfit)]
     if is_trained and (unable := sorted(set(names or ()) - set(able))):
-        raise SystemExit(f"{', '.join(unable)}: cannot start from a trained network; one of {', '.join(able)} can.")
+        raise SystemExit(
+            f"{', '.join(unable)}: cannot start from a trained network like this; one of {', '.join(able)} can."
+        )
     for name in names or ():
         find(name)
     return tuple(names or able)
@@ -278,7 +288,7 @@ def main() -> None:
     is_digits, is_trained = options.data == "digits", options.checkpoint is not None
     if is_digits and is_trained:
         parser.error("--checkpoint holds a network for CIFAR-10: leave it out with --data digits.")
-    options.methods = methods_to_run(options.methods, is_trained=is_trained)
+    options.methods = methods_to_run(options.methods, is_trained=is_trained, is_finetuned=options.finetune > 0)
     options.out = options.out or RESULTS.with_name(f"{'digits' if is_digits else 'cifar'}_unstructured.json")
     torch.set_num_threads(1 if is_digits else 2)
     with tempfile.TemporaryDirectory() as temporary:

@@ -26,7 +26,7 @@ from typing import Any
 from secateur.catalogue import CATALOGUE
 from secateur.compare.jobs import Job, jobs_of
 from secateur.compare.spec import Experiment, made
-from secateur.compare.store import DONE, FILE, ResultStore
+from secateur.compare.store import DONE, FILE, ResultStore, identity
 
 RESULTS = Path(__file__).with_name("results") / "report_speed.json"
 MODELS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "vgg16_bn", "vgg19_bn", "densenet40", "a", "b")
@@ -69,19 +69,10 @@ def fill(folder: Path) -> int:
 
 
 def row(job: Job, draw: random.Random) -> dict[str, Any]:
-    method, budget = job.method or {}, job.budget or {"remove": None, "of": None}
-    left = 1 - (budget["remove"] or 0)
-    return {
-        "digest": job.digest,
-        "kind": job.kind,
-        "model": job.model["name"],
-        "data": job.model["data"],
-        "method": method.get("name"),
-        "label": method.get("name"),
-        "of_what": budget["of"],
-        "remove": budget["remove"],
-        "recovery": job.recovery or {"dense": "dense", "cut": "none"}[job.kind],
-        "seed": job.seed,
+    known = identity(job)
+    remove = known["remove"]
+    left = 1 - (remove or 0)
+    return known | {
         "status": DONE,
         "metric": LEVELS[job.recovery] + 0.01 * left + draw.gauss(0, 0.002),
         "metric_as_cut": 0.1 if job.kind == "cut" else None,
@@ -93,7 +84,7 @@ def row(job: Job, draw: random.Random) -> dict[str, Any]:
         "bytes": round(1080e3 * left),
         "macs_before": 40_000_000,
         "params_before": 270_000,
-        "removed": budget["remove"],
+        "removed": remove,
         "verification_error": 1e-15,
         "epochs": 40,
         "seconds": 60.0,

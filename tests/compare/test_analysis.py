@@ -73,7 +73,7 @@ def test_equal_differences_are_not_held_to_be_certain():
 
 def test_one_seed_gives_no_verdict():
     gap = gap_of(results(seeds=(0,)), "scratch_e", "l1_filter")
-    assert gap.verdict == "open"
+    assert gap.verdict == "one seed"
     assert "says nothing of chance" in sentence(gap)
 
 

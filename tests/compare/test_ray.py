@@ -21,6 +21,7 @@ from secateur.errors import ExperimentError, MissingExtra
 from .experiments import OwnWorkers
 from .quick import batches, quick
 from .test_faults import assert_equal, needs_proc, parent_of
+from .test_launch import BATCHES, EPOCHS, shared
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 
@@ -38,6 +39,23 @@ def test_jobs_that_travel_come_back_whole(tmp_path):
     summary = run(experiment, store, RayWorkers(store, "local", is_shared=False), progress=False)
     assert summary.is_complete, summary.failed
     assert summary.done == summary.ran == 3
+    for job in jobs_of(experiment):
+        assert_equal(Place(store), Place(calm), job.digest)
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_a_job_of_several_processes_runs_on_a_cluster_too(tmp_path):
+    experiment = shared(tmp_path / "given", 2)
+    calm, store = tmp_path / "calm", tmp_path / "store"
+    with torch.random.fork_rng():
+        run(experiment, calm, here(calm), progress=False)
+    workers = RayWorkers(store, "local", cpus_per_job=2, is_shared=False)
+    summary = run(experiment, store, workers, progress=False)
+    assert summary.is_complete, summary.failed
+    assert summary.done == summary.ran == 3
+    assert len(batches(tmp_path / "given")) == 4 * (EPOCHS + 2) * BATCHES, "by each of two, here and there"
     for job in jobs_of(experiment):
         assert_equal(Place(store), Place(calm), job.digest)
 

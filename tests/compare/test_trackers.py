@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 
 from secateur.compare.jobs import jobs_of
@@ -20,14 +26,20 @@ RESULT = {
 }
 
 
-@pytest.fixture
-def store(tmp_path):
-    with ResultStore(tmp_path / "store", create=True) as found:
+@contextmanager
+def filled(folder):
+    with ResultStore(Path(folder) / "store", create=True) as found:
         jobs = jobs_of(tiny())
         found.register(tiny(), jobs)
         found.record(jobs[0], RESULT, ClassificationTask())
         found.record(jobs[1], RESULT | {"metric_as_cut": 0.4}, ClassificationTask())
         found.record_failure(jobs[2], "it broke")
+        yield found
+
+
+@pytest.fixture
+def store(tmp_path):
+    with filled(tmp_path) as found:
         yield found
 
 
@@ -97,3 +109,36 @@ def test_results_of_an_experiment_are_runs_of_one_experiment_of_mlflow(store, tm
     runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
     assert sorted(run.data.params["recovery"] for run in runs) == ["dense", "none"]
     assert {run.data.metrics["test/accuracy"] for run in runs} == {0.9}
+
+
+TRACKIO = """
+import sys
+from tests.compare.test_trackers import filled, show, Tracking
+with filled(sys.argv[1]) as store:
+    assert show(store, Tracking("trackio", sys.argv[1] + "/shown", "tiny")) == 2
+from trackio.sqlite_storage import SQLiteStorage
+names = SQLiteStorage.get_runs("tiny")
+assert len(names) == 2, names
+last = {name.split("-seed")[0]: SQLiteStorage.get_logs("tiny", name)[-1] for name in names}
+cut = last["digits_resnet-l1_filter-0.5-of-macs-none"]
+assert (cut["step"], cut["test/accuracy"], cut["test/accuracy_as_cut"], cut["cost/macs"]) == (2, 0.9, 0.4, 10), cut
+"""
+
+
+@pytest.mark.slow
+def test_trackio_has_them_too(tmp_path):
+    """In a process of its own, which trackio leaves much behind in."""
+    pytest.importorskip("trackio")
+    root = Path(__file__).parents[2]
+    unset = {key: value for key, value in os.environ.items() if not key.startswith("TRACKIO")}
+    paths = os.pathsep.join([str(root / "src"), str(root)])
+    done = subprocess.run(
+        [sys.executable, "-c", TRACKIO, str(tmp_path)],
+        env=unset | {"TRACKIO_DIR": str(tmp_path / "trackio"), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

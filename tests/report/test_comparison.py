@@ -198,6 +198,10 @@ def test_one_seed_is_told_to_say_nothing_of_chance(tmp_path):
     made_up(tmp_path, small_grid(seeds=[0]))
     findings = gather(tmp_path)
     assert any("One seed says nothing of chance" in said for said in findings.verdict)
+    counted = [said for said in findings.verdict if said.startswith("Pruned")]
+    assert counted
+    assert not any("told apart" in said or "better" in said for said in counted)
+    assert all("of one seed" in said for said in counted)
     assert math.isnan(findings.outcomes[0].std)
     assert values_of(findings)["outcomes"][0]["std"] is None
     assert "±" not in table_of(findings, "standard deviation of one seed").rows[0][3]

@@ -122,7 +122,9 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """One of "better", "worse", "as good" (the whole interval lies within 0.3 points) and "open"."""
+        """One of "better", "worse", "as good" (the whole interval lies within 0.3 points), "open" and "one seed"."""
+        if self.pairs < 2:
+            return "one seed"
         if self.low > 0:
             return "better"
         if self.high < 0:
@@ -297,7 +299,7 @@ by 1.10 ± 0.30 points (3 seeds).
     against = f"{other.label}, {WORDS[other.recovery]}" if _is_control_of(other, cell) else WORDS[other.recovery]
     head = f"{cell.model}, {cell.label}, {cell.remove:.0%} of {cell.of}, {WORDS[cell.recovery]}: "
     points, reach = 100 * abs(gap.mean), 100 * (gap.high - gap.mean)
-    if gap.pairs < 2:
+    if gap.verdict == "one seed":
         return f"{head}{100 * gap.mean:+.2f} points against {against}; one seed says nothing of chance."
     seeds = f"({gap.pairs} seeds)"
     if gap.verdict in ("better", "worse"):

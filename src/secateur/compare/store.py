@@ -191,7 +191,7 @@ class ResultStore:
 
     def _write(self, job: Job, values: dict[str, Any], task: Any, result: Mapping[str, Any]) -> None:
         better = None if task is None else int(task.higher_is_better)
-        row = _identity(job) | values | {"higher_is_better": better, "finished": time.time()}
+        row = identity(job) | values | {"higher_is_better": better, "finished": time.time()}
         names = ", ".join(f'"{name}"' for name in row)
         marks = ", ".join("?" for _ in row)
         detail = json.dumps({key: result[key] for key in DETAIL if key in result})
@@ -341,7 +341,8 @@ class ResultStore:
         return Experiment.model_validate_json(found[0])
 
 
-def _identity(job: Job) -> dict[str, Any]:
+def identity(job: Job) -> dict[str, Any]:
+    """Return the columns that say what a job is, and not what came of it."""
     method, budget = job.method or {}, job.budget or {}
     return {
         "digest": job.digest,

@@ -116,7 +116,7 @@ def differences_table(case: Case, gaps: Sequence[Difference]) -> Table:
 
 def _gap(gap: Difference) -> str:
     mean = f"{100 * gap.mean:+.2f}"
-    if gap.pairs < 2:
+    if gap.verdict == "one seed":
         return f"{mean} (one seed)"
     return f"{mean} [{100 * gap.low:+.2f}, {100 * gap.high:+.2f}] {gap.verdict}"
 

@@ -190,18 +190,24 @@ def _verdict(findings: Findings) -> list[str]:
 
 def _counted(recovery: str, against: str, gaps: Sequence[Difference]) -> str:
     rival = "channels or weights drawn at random, trained alike" if against == "random" else WORDS[against]
-    count = {word: sum(gap.verdict == word for gap in gaps) for word in VERDICTS}
-    parts = [f"{words} in {count[word]}" for word, words in VERDICTS.items() if count[word]]
     head = f"Pruned and {WORDS[recovery]}, against {rival}"
     if len(gaps) == 1:
-        return f"{head}: {VERDICTS[gaps[0].verdict]} ({_figures(gaps[0])})."
+        return f"{head}: {_single(gaps[0])}."
+    parts = [f"{words} in {count}" for word, words in VERDICTS.items() if (count := _count(gaps, word))]
+    if single := [100 * gap.mean for gap in gaps if gap.verdict == "one seed"]:
+        parts.append(f"{min(single):+.2f} to {max(single):+.2f} points of one seed in {len(single)}")
     return f"{head}: {', '.join(parts)} of {len(gaps)} cases."
 
 
-def _figures(gap: Difference) -> str:
-    if gap.pairs < 2:
-        return f"{100 * gap.mean:+.2f} points, one seed"
-    return f"{100 * gap.mean:+.2f} points, 95% interval {100 * gap.low:+.2f} to {100 * gap.high:+.2f}"
+def _count(gaps: Sequence[Difference], verdict: str) -> int:
+    return sum(gap.verdict == verdict for gap in gaps)
+
+
+def _single(gap: Difference) -> str:
+    points = f"{100 * gap.mean:+.2f} points"
+    if gap.verdict == "one seed":
+        return f"{points} of one seed"
+    return f"{VERDICTS[gap.verdict]} ({points}, 95% interval {100 * gap.low:+.2f} to {100 * gap.high:+.2f})"
 
 
 def values_of(findings: Findings) -> dict[str, Any]:
