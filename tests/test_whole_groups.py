@@ -272,6 +272,11 @@ def test_the_command_line_takes_whole_groups(tmp_path):
     namespace: dict = {}
     exec(NETWORK, namespace)
     assert load(out, namespace["make"])[2].groups == 2
+    (tmp_path / "digits.py").write_text(
+        NETWORK.replace("(3, 12, 8, stride=8)", "(1, 12, 1)").replace("8, 2)", "8, 10)")
+    )
+    options = ("--out", tmp_path / "curves", "--conv-groups", "whole", "--hold-out", 0.1, "--dry-run")
+    assert told("sensitivity", f"{tmp_path / 'digits.py'}:make", *options)["groups"] == ["0"]
     result = CliRunner().invoke(app, ["groups", name, *size, "--conv-groups", "all"])
     assert result.exit_code == 2
     assert "neither narrow nor whole" in result.output

@@ -10,6 +10,7 @@ import typer
 from ._options import (
     HOLD_OUT,
     Classes,
+    ConvGroups,
     Data,
     Device,
     DryRun,
@@ -35,8 +36,7 @@ from ._session import session
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import nn
-
+    from ..graph import ChannelGraph
     from ..methods.sensitivity import SensitivityCurves
     from ..source import Source
 
@@ -64,6 +64,7 @@ def sensitivity(
     removes: Steps = EIGHTHS,
     tolerance: Tolerance = 0.01,
     protect: Protect = None,
+    conv_groups: ConvGroups = "narrow",
     hold_out: HoldOut = HOLD_OUT,
     weights: Weights = None,
     pretrained: Pretrained = False,
@@ -85,6 +86,7 @@ def sensitivity(
     chosen, image, fractions = pairs(settings, "--set"), shape(input_shape), _fractions(removes)
     with session(as_json=as_json, verbose=verbose, quiet=quiet, threads=threads) as run:
         from ..budget import Limits
+        from ..graph import trace
         from ..methods.sensitivity import sensitivity as analyse
         from ..source import Source
         from ._cutting import made_method
@@ -93,8 +95,9 @@ def sensitivity(
         source = Source(model, weights, pretrained, image, classes, data, hold_out, device, seed)
         target, scorer = check_free(out), made_method(method, chosen, source, removes="channels")
         held_out, built = source.validation("a sensitivity analysis"), source.model()
+        graph = trace(built, source.example(built), conv_groups=conv_groups)
         if dry_run:
-            facts = _intended(source, built, group, fractions) | {"out": str(target), "dry_run": True}
+            facts = _intended(source, graph, group, fractions) | {"out": str(target), "dry_run": True}
             run.result(_said(facts), facts)
             return
         curves = analyse(
@@ -106,6 +109,7 @@ def sensitivity(
             scores=scorer,
             groups=group,
             limits=Limits(tuple(protect or ())),
+            graph=graph,
             seed=seed,
             progress=run.progress,
         )
@@ -122,15 +126,13 @@ def _fractions(text: str) -> tuple[float, ...]:
 
 
 def _intended(
-    source: Source, model: nn.Module, groups: list[str] | None, fractions: tuple[float, ...]
+    source: Source, graph: ChannelGraph, groups: list[str] | None, fractions: tuple[float, ...]
 ) -> dict[str, Any]:
-    from ..graph import trace
-
     return {
         "model": source.name,
         "data": source.data_name,
         "images": len(source.training("a sensitivity analysis").test_labels),
-        "groups": groups or list(trace(model, source.example(model)).groups),
+        "groups": groups or list(graph.groups),
         "removes": list(fractions),
     }
 

@@ -271,6 +271,10 @@ def trace(
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
     >>> trace(net, torch.zeros(1, 3, 8, 8)).widths
     {'0': 8}
+    >>> grouped = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 4, 1))
+    >>> images = torch.zeros(1, 3, 8, 8)
+    >>> trace(grouped, images).widths, trace(grouped, images, conv_groups="whole").widths
+    ({'0': 4, '1': 4}, {'0': 2})
     """
     if granularity not in ("heads", "head_dims"):
         raise ValueError(f"granularity={granularity!r}: expected 'heads' or 'head_dims'.")
