@@ -126,7 +126,7 @@ def prune(
             after training with a method, or nothing after a method that re-fits like this by itself.
         seed: makes random choices repeatable.
         check: verify the result in float64 and refuse a wrong one.
-        graph: the model's graph, if you have it, or one that was traced with options of your own; the check goes by them.
+        graph: the model's graph, if you have it. The check goes by the options that it was traced with.
         tracking: where to show, after each epoch, how a method that takes part in training gets on.
         checkpoint_dir: where to keep checkpoints of the training of such a method; the same call goes on from them.
 
