@@ -3,8 +3,9 @@
     python -m benchmarks.report_speed [--rounds 3] [--store DIR]
 
 One experiment with made-up results: ten networks, every method that removes channels and the random control, eight
-budgets, four ways, thirteen seeds; every job with a training curve, every cut with widths. Times are CPU seconds over
-all threads, so that other work on the machine hardly counts; each round is a process of its own, and the best counts.
+budgets, four ways, thirteen seeds; every job with a training curve, every cut with widths. Each round is a process of
+its own, and the best counts: by the clock (the goal is 5 s for the report), and CPU seconds over all threads, which
+other work on the machine hardly changes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from secateur.catalogue import CATALOGUE
 from secateur.compare.jobs import Job, jobs_of
@@ -92,13 +93,14 @@ def row(job: Job, draw: random.Random) -> dict[str, Any]:
     }
 
 
-def measure(folder: Path) -> dict[str, float]:
-    """Time in this process; the imports first."""
-    marks = [("", time.process_time())]
+def measure(folder: Path) -> dict[str, dict[str, float]]:
+    """Time in this process, by the clock and in CPU seconds; the imports first."""
+    marks: list[tuple[str, float, float]] = []
 
     def mark(name: str) -> None:
-        marks.append((name, time.process_time()))
+        marks.append((name, time.perf_counter(), time.process_time()))
 
+    mark("")
     from secateur.report.comparison import gather
     from secateur.report.comparison_page import page_of
     from secateur.report.page import write_page
@@ -113,7 +115,11 @@ def measure(folder: Path) -> dict[str, float]:
     mark("tables_s")
     write_page(page, folder / "report.html")
     mark("html_s")
-    found = {name: now - before for (_, before), (name, now) in pairwise(marks)}
+    return {"seconds": _spent(marks, 1), "cpu_seconds": _spent(marks, 2)}
+
+
+def _spent(marks: list[tuple[str, float, float]], clock: Literal[1, 2]) -> dict[str, float]:
+    found = {after[0]: after[clock] - before[clock] for before, after in pairwise(marks)}
     return found | {"report_s": sum(found[name] for name in ("gather_s", "tables_s", "html_s"))}
 
 
@@ -137,15 +143,15 @@ def main() -> None:
             json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             for _ in range(given.rounds)
         ]
-        best = min(rounds, key=lambda one: one["report_s"])
+        best = min(rounds, key=lambda one: one["seconds"]["report_s"])
         size = (folder / "report.html").stat().st_size
         store = (folder / FILE).stat().st_size
     facts = {
         "results": count,
         "store_bytes": store,
         "page_bytes": size,
-        "cpu_seconds": {name: round(value, 2) for name, value in best.items()},
-        "rounds": [round(one["report_s"], 2) for one in rounds],
+        **{clock: {name: round(value, 2) for name, value in found.items()} for clock, found in best.items()},
+        "rounds": [round(one["seconds"]["report_s"], 2) for one in rounds],
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
     print(json.dumps(facts, indent=1))
