@@ -1,11 +1,12 @@
 """What scheduling adds to the work of an experiment, and how long a large store takes to open.
 
-    python -m benchmarks.scheduling [--jobs 2] [--epochs 6] [--seeds 4] [--results 100000] [--only grid store]
+    python -m benchmarks.scheduling [--jobs 2] [--results 100000] [--only grid store]
 
-"grid": short jobs on the digits (a dense network a seed, four methods, fine-tuned and from scratch), run by as many
-processes of one thread each. `overhead` is the wall time by the jobs' own seconds shared out, less 1; the goal is 0.02.
-It consists of `start` (until the first worker is ready, of the same unit), `idle_at_the_end` (processes without a job
-because none is left), and `between` (all else: jobs that wait for others, handing out, writing down).
+"grid": the experiment of `make demo`, run by as many processes of one thread each. `own_s` is what the jobs took by
+themselves, those left out that were given the network of another. `overhead` is the wall time by that, shared out, less
+1; the goal is 0.02. It consists of `start` (until the first worker is ready, of the same unit), `idle_at_the_end`
+(processes without a job because none is left), and `between` (all else: jobs that wait for others, handing out, writing
+down).
 
 "store": that many results are opened, as each start of a command does, counted by status, and read. Medians of five.
 """
@@ -28,34 +29,13 @@ import torch
 from secateur.compare.jobs import Job, jobs_of
 from secateur.compare.local import LocalWorkers
 from secateur.compare.run import Answer, run
-from secateur.compare.spec import Experiment, made
+from secateur.compare.spec import read_experiment
 from secateur.compare.store import DONE, ResultStore
 
 RESULTS = Path(__file__).with_name("results") / "scheduling.json"
-METHODS = ("l1_filter", "fpgm", "bn_scale", "random")
+DEMO = Path(__file__).parents[1] / "demo" / "digits.toml"
 GOAL, GOAL_OPEN_S = 0.02, 1.0
 ROUNDS = 5
-
-
-def grid(epochs: int, seeds: int) -> Experiment:
-    return made(
-        {
-            "name": "scheduling",
-            "models": [
-                {
-                    "name": "digits_resnet",
-                    "data": "digits",
-                    "recipe": "digits",
-                    "changes": {"epochs": epochs, "warmup_epochs": 0},
-                    "finetune_epochs": max(1, epochs // 2),
-                }
-            ],
-            "methods": [{"name": name} for name in METHODS],
-            "budgets": [{"remove": 0.5, "of": "macs"}],
-            "recoveries": ["finetune", "scratch_e"],
-            "seeds": list(range(seeds)),
-        }
-    )
 
 
 class Watched(LocalWorkers):
@@ -86,18 +66,20 @@ class Watched(LocalWorkers):
 
 
 def of_grid(options: argparse.Namespace) -> dict[str, Any]:
-    experiment = grid(options.epochs, options.seeds)
+    experiment = read_experiment(DEMO)
     with tempfile.TemporaryDirectory() as folder:
         workers = Watched(Path(folder), options.jobs, threads=1).watch()
         summary = run(experiment, folder, workers, progress=False)
         assert summary.is_complete, summary.failed
         with ResultStore(folder) as store:
-            own_s = sum(row.seconds for row in store.rows())
-    shared_s = own_s / options.jobs
+            rows = store.rows()
+            own = [row.seconds for row in rows if store.detail(row.digest).get("shared_with") is None]
+    own_s, shared_s = sum(own), sum(own) / options.jobs
     end = workers.idle_at_the_end_s() / options.jobs / shared_s
     overhead, start = summary.seconds / shared_s - 1, workers.ready_s / shared_s
     return {
-        "jobs": len(jobs_of(experiment)),
+        "jobs": len(rows),
+        "jobs_with_work": len(own),
         "processes": options.jobs,
         "wall_s": summary.seconds,
         "own_s": own_s,
@@ -130,7 +112,7 @@ def of_store(options: argparse.Namespace) -> dict[str, Any]:
 def _fill(folder: str, count: int) -> None:
     """Write made-up results of the usual columns, with details of the usual length."""
     detail = json.dumps({"history": [[epoch, 1.0 / (epoch + 1), 0.1, 1.5] for epoch in range(40)]})
-    job = jobs_of(grid(2, 1))[-1]
+    job = jobs_of(read_experiment(DEMO))[-1]
     columns = ("digest", "kind", "model", "data", "method", "label", "of_what", "remove", "recovery", "seed", "status")
     columns += ("metric", "macs", "params", "epochs", "seconds")
     fixed = ("recover", job.model["name"], job.model["data"], "l1_filter", "l1_filter", "macs", 0.5, "finetune")
@@ -157,15 +139,12 @@ ROWS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"grid": of_gr
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--results", type=int, default=100_000)
     parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     found: dict[str, Any] = {
-        "command": f"python -m benchmarks.scheduling --jobs {options.jobs} --epochs {options.epochs} "
-        f"--seeds {options.seeds} --results {options.results}",
+        "command": f"python -m benchmarks.scheduling --jobs {options.jobs} --results {options.results}",
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
