@@ -241,10 +241,20 @@ def table(result: dict[str, Any]) -> str:
     known = {(row["method"], row["remove"]): f"published {row['accuracy']:.2f}" for row in published}
     lines = [
         f"{row['remove']:>5.0%} {row['method']:20} {row['repair']:10} {row['mean']:6.2f} ± {row['std']:.2f}"
-        f" ({len(row['seeds'])})  {known.get((row['method'], row['remove']), '')}".rstrip()
+        f" ({len(row['seeds'])})  {_beside(row, known)}".rstrip()
         for row in sorted(result["rows"], key=lambda row: (row["remove"], row["method"], row["repair"]))
     ]
     return "\n".join([f"dense {result.get('dense')}", *lines])
+
+
+def _beside(row: dict[str, Any], known: dict[tuple[str, float], str]) -> str:
+    """Return what was published of a row; all of it is of networks that were trained to the end."""
+    is_final = row["repair"] in ("finetune", "train") or (row["repair"] == "none" and _trains(row["method"]))
+    return known.get((row["method"], row["remove"]), "") if is_final else ""
+
+
+def _trains(method: str) -> bool:
+    return "training" in find(method).needs
 
 
 def methods_to_run(names: Sequence[str] | None, *, is_trained: bool, is_finetuned: bool) -> tuple[str, ...]:
@@ -297,7 +307,8 @@ def main() -> None:
             "command": f"python -m benchmarks.cifar_unstructured --data {'digits' if is_digits else 'FOLDER'} "
             f"--removes {' '.join(f'{r:g}' for r in options.removes)} "
             + ("--checkpoint FOLDER" if is_trained else f"--epochs {options.epochs}")
-            + f" --finetune {options.finetune}",
+            + f" --finetune {options.finetune} --seeds {' '.join(map(str, options.seeds))}"
+            + f" --methods {' '.join(options.methods)}",
             "data": f"{bench.images.name}, {len(bench.images.test_labels)} test images; last epoch; "
             + (
                 f"one trained network, {options.finetune} epochs more after pruning"
