@@ -105,6 +105,17 @@ def test_a_model_that_returns_no_tensor():
     refuse(TraceError, "returned int, which holds no tensor", Number())
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("place", ["", "1"])
+def test_a_scripted_module_is_refused_and_keeps_its_weights(place):
+    part = torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)))
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), part) if place else part
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(TraceError, match=rf"{place or 'the model'}.* is compiled by torch\.jit.*build the model with"):
+        prune(model, IMAGE, budget=HALF)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_model_that_is_no_module():
     with pytest.raises(TraceError, match=r"the model is str; expected a torch\.nn\.Module"):
         prune("resnet18", IMAGE, budget=HALF)
