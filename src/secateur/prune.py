@@ -182,6 +182,15 @@ def note_origin_(result: PruneResult, chosen: str | Method) -> None:
     annotate_(result.model, details)
 
 
+def rehearsed(problem: Problem) -> Problem:
+    """Return the problem without the groups that the model's code cannot narrow; itself where there are none."""
+    graph = feasible(problem.model, problem.graph)
+    if not graph.rigid:
+        return problem
+    log.warning("left whole, since the model's code cannot narrow them: %s", ", ".join(graph.rigid))
+    return dataclasses.replace(problem, graph=graph)
+
+
 @dataclass(frozen=True)
 class _Cut:
     decision: Decision
@@ -193,7 +202,7 @@ def _cut(problem: Problem, method: Method, repairs: tuple[str, ...] | None) -> t
     """Decide and cut; where the model's code cannot express a cut, leave those groups whole and decide again."""
     is_rehearsed = problem.data is not None
     if is_rehearsed:  # a method that reads data, let alone trains, is dearer to ask twice than a rehearsal
-        problem = _rehearsed(problem)
+        problem = rehearsed(problem)
     while True:
         decision = method.decide(problem)
         try:
@@ -203,18 +212,9 @@ def _cut(problem: Problem, method: Method, repairs: tuple[str, ...] | None) -> t
             if is_rehearsed:
                 raise
             is_rehearsed, before = True, problem
-            problem = _rehearsed(problem)
+            problem = rehearsed(problem)
             if problem is before:
                 raise
-
-
-def _rehearsed(problem: Problem) -> Problem:
-    """Return the problem without the groups that the model's code cannot narrow; itself where there are none."""
-    graph = feasible(problem.model, problem.graph)
-    if not graph.rigid:
-        return problem
-    log.warning("left whole, since the model's code cannot narrow them: %s", ", ".join(graph.rigid))
-    return dataclasses.replace(problem, graph=graph)
 
 
 def _repaired(problem: Problem, decision: Decision, repairs: tuple[str, ...] | None) -> nn.Module:
@@ -235,7 +235,8 @@ def _refuse_training_options(method: Method, tracking: Tracking | None, checkpoi
     for option, (value, verb) in given.items():
         if value is not None:
             raise MethodError(
-                f"{option}={value}: {type(method).__name__} takes no part in training, so there is nothing to {verb}."
+                f"{option}={value}: {type(method).__name__} takes no part in training loops, so there is nothing to "
+                f"{verb}."
             )
 
 
