@@ -75,9 +75,10 @@ class Problem:
             protected |= self.graph.selecting.keys()
         names = [n for n, g in self.graph.groups.items() if n not in protected and g.width >= least]
         if not names:
+            rigid = f" Its code cannot narrow: {', '.join(self.graph.rigid)}." if self.graph.rigid else ""
             raise NothingToPrune(
                 f"the model has {len(self.graph.groups)} groups of channels, {len(protected)} of them protected "
-                f"and none left with at least {least} channels: protect less, or lower min_keep and round_to."
+                f"and none left with at least {least} channels: protect less, or lower min_keep and round_to.{rigid}"
             )
         return names
 
