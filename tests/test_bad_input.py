@@ -16,6 +16,7 @@ from secateur.errors import (
     PlanError,
     SecateurError,
     TraceError,
+    TrainingError,
     UnknownName,
 )
 from secateur.graph import trace
@@ -25,6 +26,7 @@ from secateur.prune import prune
 from secateur.surgery.mask import mask
 from secateur.surgery.shrink import shrink
 from secateur.surgery.verify import verify
+from secateur.train import ClassificationTask
 
 from .contract import snapshot
 
@@ -66,6 +68,7 @@ def refuse(kind, words, model, *args, **options):
         ({"method": L1Filter}, MethodError, r"expected a name from the catalogue or a method such as L1Filter\(\)"),
         ({"method": 3}, MethodError, "method=3: expected a name"),
         ({"protect": ["33"]}, UnknownName, "no module is called '33'; did you mean '3'"),
+        ({"protect": ["nine"]}, UnknownName, "no module is called 'nine'; known: 0, 1"),
         ({"protect": [""]}, NothingToPrune, "2 groups of channels, 2 of them protected.*protect less"),
         ({"protect": ["0", "3"]}, NothingToPrune, "2 of them protected"),
         ({"round_to": 64}, NothingToPrune, "none left with at least 64 channels.*lower min_keep and round_to"),
@@ -114,6 +117,32 @@ def test_a_scripted_module_is_refused_and_keeps_its_weights(place):
     with pytest.raises(TraceError, match=rf"{place or 'the model'}.* is compiled by torch\.jit.*build the model with"):
         prune(model, IMAGE, budget=HALF)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+OTHER_SHAPE = [(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long))]
+FAR_LABEL = [(IMAGE, torch.full((2,), 99))]
+
+
+@pytest.mark.parametrize(
+    ("method", "data", "repair"),
+    [
+        ("l1_filter", OTHER_SHAPE, None),
+        ("l1_filter", OTHER_SHAPE, "batchnorm"),
+        ("l1_filter", "text", None),
+        ("thinet", OTHER_SHAPE, None),
+        ("sensitivity", OTHER_SHAPE, None),
+        ("sensitivity", FAR_LABEL, None),
+        ("influence", FAR_LABEL, None),
+    ],
+)
+def test_batches_that_do_not_fit(method, data, repair):
+    model = nn.Sequential(*net(), nn.Flatten(), nn.Linear(64, 4))
+    words = r"a batch of data= cannot be run: \w+Error: .*Batches have to be what task= expects"
+    refuse(TrainingError, words, model, method=method, data=data, task=ClassificationTask(), repair=repair)
+
+
+def test_a_class_in_place_of_a_task():
+    refuse(MethodError, r"expected a task such as ClassificationTask\(\)", net(), data=[IMAGE], task=ClassificationTask)
 
 
 def test_a_model_that_is_no_module():

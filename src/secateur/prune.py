@@ -28,6 +28,7 @@ from .surgery.feasible import feasible
 from .surgery.finalize import check_plain
 from .surgery.shrink import fitted, shrink
 from .surgery.verify import Verification, verify
+from .train.batches import explained
 from .train.task import Task
 from .train.tracking import Tracking
 
@@ -140,6 +141,7 @@ def prune(
         TraceError: the model rejects the example input.
         MethodError: the method cannot work on this model, data or these weights, or torch.nn.utils.prune masks them.
         PlanError: `graph` is of another model.
+        TrainingError: a batch of `data` does not fit the model or the task.
         VerificationError: the smaller model is not the masked one; nothing is returned.
     """
     limits = _limits(limits, protect, min_keep, round_to)
@@ -161,7 +163,8 @@ def prune(
     verification = _verified(cut, small, example, named) if check else None
     wants_statistics = cut.decision.repair == "batchnorm" if repairs is None else "batchnorm" in repairs
     if wants_statistics and data is not None and task is not None:
-        reestimate_batchnorm_(small, data, task)
+        with explained():
+            reestimate_batchnorm_(small, data, task)
     result = PruneResult(small, plan, graph, budget, graph.costs(), graph.costs(plan), verification, cut.decision)
     note_origin_(result, method)
     return result

@@ -19,7 +19,7 @@ from .methods._weights import Pattern, WeightDecision, WeightMethod, WeightProbl
 from .store import BudgetNote, Details, annotate_
 from .surgery.finalize import check_plain
 from .train.held_zeros import HeldZeros
-from .train.task import Task
+from .train.task import Task, check_task
 from .weight_plan import WeightPlan
 
 
@@ -142,6 +142,7 @@ def weight_problem(
     blocks = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
     if budget is None and blocks is None:
         raise BudgetError("nothing says how much goes: give budget=Budget(remove=0.9, of='weights') or pattern='2:4'.")
+    check_task(task)
     if data is not None and task is None:
         raise MethodError("data= needs task=, which says how to read a batch: e.g. task=ClassificationTask().")
     asked = budget if budget is not None else Budget(blocks.remove if blocks else 0.0, WEIGHTS)

@@ -226,7 +226,7 @@ class ChannelGraph:
         found: set[str] = set()
         for path in paths:
             if path and path not in self.modules and path not in self.groups:
-                raise UnknownName("module", path, self.modules)
+                raise UnknownName("module", path, filter(None, self.modules))
             for name, group in self.groups.items():
                 if name == path or any(_inside(member.module, path) for member in group.members):
                     found.add(name)

@@ -15,7 +15,7 @@ from ..errors import BudgetError, MethodError, NothingToPrune
 from ..graph.groups import ChannelGraph
 from ..graph.walk import buffers_of, parameters_of
 from ..plan import Plan
-from ..train.task import Task
+from ..train.task import Task, check_task
 from ..train.tracking import Tracking
 from ._history import History
 
@@ -39,6 +39,7 @@ class Problem:
 
     Raises:
         BudgetError: the budget is no `Budget`, or counts single weights.
+        MethodError: the task is a class.
     """
 
     model: nn.Module
@@ -54,6 +55,7 @@ class Problem:
     checkpoint_dir: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
+        check_task(self.task)
         if not isinstance(self.budget, Budget):
             raise BudgetError(f"budget={self.budget!r}: expected Budget(remove=0.5, of='macs') or the like.")
         if self.budget.of == WEIGHTS:
