@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from secateur.attach import attach
 from secateur.budget import Budget, Limits
 from secateur.errors import (
     BudgetError,
@@ -23,6 +24,7 @@ from secateur.graph import trace
 from secateur.methods.l1_filter import L1Filter
 from secateur.plan import Plan
 from secateur.prune import prune
+from secateur.sparsify import sparsify
 from secateur.surgery.mask import mask
 from secateur.surgery.shrink import shrink
 from secateur.surgery.verify import verify
@@ -115,7 +117,9 @@ def test_a_scripted_module_is_refused_and_keeps_its_weights(place):
     model = nn.Sequential(nn.Conv2d(3, 3, 1), part) if place else part
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(TraceError, match=rf"{place or 'the model'}.* is compiled by torch\.jit.*build the model with"):
-        prune(model, IMAGE, budget=HALF)
+        trace(model, IMAGE)
+    with pytest.raises(TraceError, match=r"compiled by torch\.jit"):
+        sparsify(model, budget=Budget(0.5, "weights"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -267,3 +271,10 @@ def test_a_model_in_two_places_says_which_parameter_lacks_data():
     model = net()
     model[3] = model[3].to("meta")
     refuse(MethodError, r"'3\.weight' is on the meta device and holds no data \(2 are\)", model)
+
+
+def test_a_masked_model_is_not_attached_to():
+    model = net()
+    torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+    with pytest.raises(MethodError, match=r"call secateur\.finalize"):
+        attach(model, IMAGE, method="soft_filter", budget=HALF)

@@ -17,6 +17,7 @@ from .methods._problem import Problem, prepared
 from .methods._weights import Pattern
 from .prune import rehearsed
 from .sparsify import weight_problem
+from .surgery.finalize import check_plain
 from .train.task import Task
 
 
@@ -112,10 +113,13 @@ def attach(
 
     Raises:
         BudgetError: nothing says how much goes, or it does not fit the method.
-        MethodError: the method does not take part in training, or removes something else than what is described.
+        MethodError: the method does not take part in training, or removes something else than what is described; or
+            torch.nn.utils.prune masks the model.
         UnknownName: no method of that name.
         TraceError: the model rejects the example input.
     """
+    if isinstance(model, nn.Module):  # anything else is refused, in its own words, by the trace
+        check_plain(model)
     made = find(method).make() if isinstance(method, str) else method
     for_weights: dict[str, Any] = {"pattern": pattern, "protect": protect, "include": include}
     if not isinstance(made, type) and isinstance(made, TrainingWeightMethod):

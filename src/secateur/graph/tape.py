@@ -373,7 +373,7 @@ def record(
     Raises:
         TraceError: the model rejects the input, or returns no tensor.
     """
-    _check_scripted(model)
+    check_scripted(model)
     _check_parameters(model)
     _check_device(model, (args, kwargs))
     carriers = [carrier] if carrier else [kind for kind in CARRIERS if kind != "real" or _has_data(model)]
@@ -421,13 +421,13 @@ def _has_data(model: nn.Module) -> bool:
     return not any(t.device.type == "meta" for t in parameters_of(model).values())
 
 
-def _check_scripted(model: nn.Module) -> None:
+def check_scripted(model: nn.Module) -> None:
     """Refuse modules whose tables of tensors are not Python's: what is swapped in there cannot be put back."""
     for name, module in modules_of(model).items():
         if isinstance(module, torch.jit.ScriptModule):
             raise TraceError(
-                f"{f'module {name!r}' if name else 'the model'} is compiled by torch.jit, and its code cannot be "
-                "narrowed: build the model with the Python module instead, and script what comes out."
+                f"{f'module {name!r}' if name else 'the model'} is compiled by torch.jit, with code and tensors "
+                "that are not Python's: build the model with the Python module instead, and script what comes out."
             )
 
 
