@@ -65,6 +65,7 @@ def refuse(kind, words, model, *args, **options):
         ({"budget": Budget(0.95, "macs"), "min_keep": 4}, BudgetError, r"95\.0% of macs; at most \d+\.\d% can go .*=4"),
         ({"min_keep": 0}, BudgetError, "min_keep=0: expected a whole number"),
         ({"round_to": 2.5}, BudgetError, r"round_to=2\.5: expected a whole number"),
+        ({"limits": {"min_keep": 2}}, BudgetError, r"limits=\{'min_keep': 2\}: expected Limits\("),
         ({"limits": Limits(), "protect": ["0"]}, BudgetError, "in one place"),
         ({"method": "l1_fliter"}, UnknownName, "no method is called 'l1_fliter'; did you mean 'l1_filter'"),
         ({"method": L1Filter}, MethodError, r"expected a name from the catalogue or a method such as L1Filter\(\)"),

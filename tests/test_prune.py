@@ -178,6 +178,13 @@ def test_a_wrong_result_is_refused(monkeypatch):
     assert prune(net(), IMAGE, budget=Budget(0.5), check=False).verification is None
 
 
+def test_what_is_made_in_inference_mode_can_be_trained():
+    with torch.inference_mode():
+        result = prune(net(), IMAGE, budget=Budget(0.5))
+    result.model(IMAGE).sum().backward()
+    assert result.plan == prune(net(), IMAGE, budget=Budget(0.5)).plan
+
+
 class Rigid(nn.Module):
     """One width is written into the code, in a form that no attribute holds."""
 

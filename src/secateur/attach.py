@@ -118,8 +118,7 @@ def attach(
         UnknownName: no method of that name.
         TraceError: the model rejects the example input.
     """
-    if isinstance(model, nn.Module):  # anything else is refused, in its own words, by the trace
-        check_plain(model)
+    check_plain(model)
     made = find(method).make() if isinstance(method, str) else method
     for_weights: dict[str, Any] = {"pattern": pattern, "protect": protect, "include": include}
     if not isinstance(made, type) and isinstance(made, TrainingWeightMethod):

@@ -62,6 +62,7 @@ class CompactResult:
         return "\n".join(lines)
 
 
+@torch.inference_mode(False)  # tensors made in that mode never train
 def compact(
     model: nn.Module, args: Any, *, kwargs: Mapping[str, Any] | None = None, graph: ChannelGraph | None = None
 ) -> CompactResult:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from .budget import Budget, Limits
@@ -87,6 +88,7 @@ def cost_table(before: Costs, after: Costs) -> str:
     return "\n".join("  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)
 
 
+@torch.inference_mode(False)  # tensors made in that mode never train
 def prune(
     model: nn.Module,
     args: Any,
@@ -150,8 +152,7 @@ def prune(
         _refuse_training_options(chosen, tracking, checkpoint_dir)
     repairs = _repairs(repair, data, task)
     example, named = as_args(args), dict(kwargs or {})
-    if isinstance(model, nn.Module):  # anything else is refused, in its own words, by the trace
-        check_plain(model)
+    check_plain(model)
     graph = graph if graph is not None else trace(model, example, named)
     _check_model(model, graph, check=check)
     posed = Problem(model, graph, budget, limits, example, named, data, task, seed, tracking, checkpoint_dir)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from .budget import WEIGHTS, Budget
@@ -59,6 +60,7 @@ class SparseResult:
         )
 
 
+@torch.inference_mode(False)  # tensors made in that mode never train
 def sparsify(
     model: nn.Module,
     args: Any = (),

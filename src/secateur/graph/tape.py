@@ -356,6 +356,7 @@ def state_names(model: nn.Module) -> dict[int, str]:
     return names
 
 
+@torch.inference_mode(False)  # which takes operations apart in another way
 def record(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, carrier: str | None = None
 ) -> Tape:
@@ -373,7 +374,7 @@ def record(
     Raises:
         TraceError: the model rejects the input, or returns no tensor.
     """
-    check_scripted(model)
+    check_module(model)
     _check_parameters(model)
     _check_device(model, (args, kwargs))
     carriers = [carrier] if carrier else [kind for kind in CARRIERS if kind != "real" or _has_data(model)]
@@ -421,8 +422,14 @@ def _has_data(model: nn.Module) -> bool:
     return not any(t.device.type == "meta" for t in parameters_of(model).values())
 
 
-def check_scripted(model: nn.Module) -> None:
-    """Refuse modules whose tables of tensors are not Python's: what is swapped in there cannot be put back."""
+def check_module(model: nn.Module) -> None:
+    """Refuse what is no module, or has tables of tensors that are not Python's: what is swapped in there stays.
+
+    Raises:
+        TraceError: it is such a model.
+    """
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"the model is {type(model).__name__}; expected a torch.nn.Module.")
     for name, module in modules_of(model).items():
         if isinstance(module, torch.jit.ScriptModule):
             raise TraceError(

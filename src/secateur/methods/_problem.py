@@ -38,7 +38,7 @@ class Problem:
         checkpoint_dir: where it keeps checkpoints, to go on from.
 
     Raises:
-        BudgetError: the budget is no `Budget`, or counts single weights.
+        BudgetError: the budget is no `Budget`, or counts single weights; or the limits are no `Limits`.
         MethodError: the task is a class.
     """
 
@@ -56,6 +56,8 @@ class Problem:
 
     def __post_init__(self) -> None:
         check_task(self.task)
+        if not isinstance(self.limits, Limits):
+            raise BudgetError(f"limits={self.limits!r}: expected Limits(protect=..., min_keep=..., round_to=...).")
         if not isinstance(self.budget, Budget):
             raise BudgetError(f"budget={self.budget!r}: expected Budget(remove=0.5, of='macs') or the like.")
         if self.budget.of == WEIGHTS:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from ..errors import MethodError
-from ..graph.tape import check_scripted
+from ..graph.tape import check_module
 from ..graph.walk import modules_of
 from ..weight_plan import mark_masked_
 from .shrink import copy_with
@@ -59,9 +59,9 @@ def check_plain(model: nn.Module) -> None:
 
     Raises:
         MethodError: one is masked by ``torch.nn.utils.prune``.
-        TraceError: one is of a module that torch.jit compiled.
+        TraceError: one is of a module that torch.jit compiled, or the model is no module.
     """
-    check_scripted(model)
+    check_module(model)
     for path, _, hook in _masks(model):
         where = f"module {path!r}" if path else "the model"
         raise MethodError(

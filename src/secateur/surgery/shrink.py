@@ -32,6 +32,7 @@ Array = np.ndarray[Any, Any]
 NEW_OBJECT = object().__reduce_ex__(4)[0]  # how copy makes an object of a plain class
 
 
+@torch.inference_mode(False)  # tensors made in that mode never train
 def shrink(model: nn.Module, graph: ChannelGraph, plan: Plan, *, round_to: int = 1) -> nn.Module:
     """Return a smaller copy of a model in which only the plan's channels are left.
 
