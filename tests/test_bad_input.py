@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from secateur.errors import (
     NothingToPrune,
     PlanError,
     SecateurError,
+    SurgeryError,
     TraceError,
     TrainingError,
     UnknownName,
@@ -279,3 +281,9 @@ def test_a_masked_model_is_not_attached_to():
     torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
     with pytest.raises(MethodError, match=r"call secateur\.finalize"):
         attach(model, IMAGE, method="soft_filter", budget=HALF)
+
+
+def test_an_attribute_that_cannot_be_copied_is_named():
+    model = net()
+    model[3].guard = threading.Lock()
+    refuse(SurgeryError, r"attribute 'guard' of module '3', a lock, cannot be copied \(cannot pickle", model)
