@@ -106,8 +106,9 @@ def test_removing_nothing_is_a_bit_identical_copy_without_a_warning():
 
 
 def test_a_budget_under_which_nothing_went_is_told():
-    with pytest.warns(NothingPruned, match=r"remove 30\.0% of channels: nothing was removed"):
+    with pytest.warns(NothingPruned, match=r"remove 30\.0% of channels: nothing was removed") as told:
         prune(net(), IMAGE, budget=Budget(0.3), method=Fixed(Plan()))
+    assert told[0].filename == __file__, "where the call stands"
 
 
 def test_a_method_may_be_named_or_made():

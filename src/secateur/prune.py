@@ -160,7 +160,7 @@ def prune(
     cut, small = _cut(problem, chosen, repairs)
     graph, plan = cut.graph, cut.decision.plan
     if plan.is_empty and budget.remove > 0:
-        warnings.warn(f"{budget}: nothing was removed.", NothingPruned, stacklevel=2)
+        warnings.warn(f"{budget}: nothing was removed.", NothingPruned, stacklevel=3)
     verification = _verified(cut, small, example, named) if check else None
     wants_statistics = cut.decision.repair == "batchnorm" if repairs is None else "batchnorm" in repairs
     if wants_statistics and data is not None and task is not None:

@@ -114,7 +114,7 @@ def sparsify(
     sparse = copy.deepcopy(decision.model if decision.model is not None else model)
     decision.plan.apply_(sparse)
     if not decision.plan.removed_count and asked.remove > 0:
-        warnings.warn(f"{asked}: nothing was removed.", NothingPruned, stacklevel=2)
+        warnings.warn(f"{asked}: nothing was removed.", NothingPruned, stacklevel=3)
     count = sum(parameter.numel() for parameter in parameters_of(model).values())
     result = SparseResult(sparse, decision.plan, asked, count, decision)
     name = method if isinstance(method, str) else type(method).__name__
