@@ -97,6 +97,7 @@ def sparsify(
         MethodError: the method cannot work on this model, data or these weights, or removes channels; or the model is
             masked by torch.nn.utils.prune (see `finalize`).
         NothingToPrune: no weight is free to go.
+        TraceError: the model is no module, or torch.jit compiled one of its modules.
         UnknownName: no such method, module or parameter.
 
     >>> import torch
