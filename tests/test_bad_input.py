@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import threading
 
 import pytest
 import torch
 from torch import nn
 
+from secateur.attach import attach
 from secateur.budget import Budget, Limits
 from secateur.errors import (
     BudgetError,
@@ -15,16 +17,20 @@ from secateur.errors import (
     NothingToPrune,
     PlanError,
     SecateurError,
+    SurgeryError,
     TraceError,
+    TrainingError,
     UnknownName,
 )
 from secateur.graph import trace
 from secateur.methods.l1_filter import L1Filter
 from secateur.plan import Plan
 from secateur.prune import prune
+from secateur.sparsify import sparsify
 from secateur.surgery.mask import mask
 from secateur.surgery.shrink import shrink
 from secateur.surgery.verify import verify
+from secateur.train import ClassificationTask
 
 from .contract import snapshot
 
@@ -61,11 +67,13 @@ def refuse(kind, words, model, *args, **options):
         ({"budget": Budget(0.95, "macs"), "min_keep": 4}, BudgetError, r"95\.0% of macs; at most \d+\.\d% can go .*=4"),
         ({"min_keep": 0}, BudgetError, "min_keep=0: expected a whole number"),
         ({"round_to": 2.5}, BudgetError, r"round_to=2\.5: expected a whole number"),
+        ({"limits": {"min_keep": 2}}, BudgetError, r"limits=\{'min_keep': 2\}: expected Limits\("),
         ({"limits": Limits(), "protect": ["0"]}, BudgetError, "in one place"),
         ({"method": "l1_fliter"}, UnknownName, "no method is called 'l1_fliter'; did you mean 'l1_filter'"),
         ({"method": L1Filter}, MethodError, r"expected a name from the catalogue or a method such as L1Filter\(\)"),
         ({"method": 3}, MethodError, "method=3: expected a name"),
         ({"protect": ["33"]}, UnknownName, "no module is called '33'; did you mean '3'"),
+        ({"protect": ["nine"]}, UnknownName, "no module is called 'nine'; known: 0, 1"),
         ({"protect": [""]}, NothingToPrune, "2 groups of channels, 2 of them protected.*protect less"),
         ({"protect": ["0", "3"]}, NothingToPrune, "2 of them protected"),
         ({"round_to": 64}, NothingToPrune, "none left with at least 64 channels.*lower min_keep and round_to"),
@@ -103,6 +111,45 @@ def test_a_model_that_returns_no_tensor():
             return 3
 
     refuse(TraceError, "returned int, which holds no tensor", Number())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("place", ["", "1"])
+def test_a_scripted_module_is_refused_and_keeps_its_weights(place):
+    part = torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)))
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), part) if place else part
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(TraceError, match=rf"{place or 'the model'}.* is compiled by torch\.jit.*build the model with"):
+        trace(model, IMAGE)
+    with pytest.raises(TraceError, match=r"compiled by torch\.jit"):
+        sparsify(model, budget=Budget(0.5, "weights"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+OTHER_SHAPE = [(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long))]
+FAR_LABEL = [(IMAGE, torch.full((2,), 99))]
+
+
+@pytest.mark.parametrize(
+    ("method", "data", "repair"),
+    [
+        ("l1_filter", OTHER_SHAPE, None),
+        ("l1_filter", OTHER_SHAPE, "batchnorm"),
+        ("l1_filter", "text", None),
+        ("thinet", OTHER_SHAPE, None),
+        ("sensitivity", OTHER_SHAPE, None),
+        ("sensitivity", FAR_LABEL, None),
+        ("influence", FAR_LABEL, None),
+    ],
+)
+def test_batches_that_do_not_fit(method, data, repair):
+    model = nn.Sequential(*net(), nn.Flatten(), nn.Linear(64, 4))
+    words = r"a batch of data= cannot be run: \w+Error: .*Batches have to be what task= expects"
+    refuse(TrainingError, words, model, method=method, data=data, task=ClassificationTask(), repair=repair)
+
+
+def test_a_class_in_place_of_a_task():
+    refuse(MethodError, r"expected a task such as ClassificationTask\(\)", net(), data=[IMAGE], task=ClassificationTask)
 
 
 def test_a_model_that_is_no_module():
@@ -227,3 +274,16 @@ def test_a_model_in_two_places_says_which_parameter_lacks_data():
     model = net()
     model[3] = model[3].to("meta")
     refuse(MethodError, r"'3\.weight' is on the meta device and holds no data \(2 are\)", model)
+
+
+def test_a_masked_model_is_not_attached_to():
+    model = net()
+    torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+    with pytest.raises(MethodError, match=r"call secateur\.finalize"):
+        attach(model, IMAGE, method="soft_filter", budget=HALF)
+
+
+def test_an_attribute_that_cannot_be_copied_is_named():
+    model = net()
+    model[3].guard = threading.Lock()
+    refuse(SurgeryError, r"attribute 'guard' of module '3', a lock, cannot be copied \(cannot pickle", model)

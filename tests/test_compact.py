@@ -62,8 +62,9 @@ def test_a_channel_that_is_another_constant_stays_in_front_of_zero_padding():
     network = fresh(Plain)
     silence(network[0], 2)
     network[1].running_mean[2], network[1].bias[2] = 0, 0.3
-    with pytest.warns(NothingPruned):
+    with pytest.warns(NothingPruned) as told:
         assert not idle(network).plan.removed_count
+    assert told[0].filename == __file__, "where the call stands"
 
 
 @torch.no_grad()

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from secateur.errors import PlanError
 from secateur.plan import Plan
@@ -40,6 +42,29 @@ def test_save_and_load_give_the_same_plan(tmp_path):
 def test_a_malformed_plan_is_refused(kept, widths, message):
     with pytest.raises(PlanError, match=message):
         Plan(kept, widths)
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([1.5], r"expected indices of channels; found 1\.5"),
+        (torch.tensor([0.0, 1.0]), "expected indices"),
+        ([True, False, False], r"found True\. Of a mask give mask\.nonzero"),
+        (torch.tensor([True, False, False]), "Of a mask"),
+        (np.array([True, False, False]), "Of a mask"),
+    ],
+)
+def test_what_is_no_index_is_refused_whether_kept_or_removed(indices, message):
+    with pytest.raises(PlanError, match=message):
+        Plan.from_removed({"a": indices}, {"a": 3})
+    with pytest.raises(PlanError, match=message):
+        Plan({"a": indices}, {"a": 3})
+
+
+@pytest.mark.parametrize("indices", [torch.tensor([2, 0]), np.array([2, 0]), range(0, 3, 2)])
+def test_indices_may_come_as_a_tensor_or_an_array(indices):
+    assert Plan.from_removed({"a": indices}, {"a": 3}) == Plan({"a": [1]}, {"a": 3})
+    assert Plan({"a": indices}, {"a": 3}).kept["a"] == (0, 2)
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,16 @@ import pytest
 import torch
 from torch import nn
 
+from secateur.attach import attach
 from secateur.budget import Budget, Limits
-from secateur.errors import NothingPruned, PlanError, VerificationError
+from secateur.errors import BudgetError, NothingPruned, NothingToPrune, PlanError, VerificationError
 from secateur.graph import trace
 from secateur.methods._problem import Decision
 from secateur.methods.l1_filter import L1Filter
 from secateur.methods.random import Random
 from secateur.plan import Plan
 from secateur.prune import REPAIRS, prune
+from secateur.surgery.shrink import shrink
 from secateur.train import ClassificationTask
 
 from .contract import snapshot
@@ -104,8 +106,9 @@ def test_removing_nothing_is_a_bit_identical_copy_without_a_warning():
 
 
 def test_a_budget_under_which_nothing_went_is_told():
-    with pytest.warns(NothingPruned, match=r"remove 30\.0% of channels: nothing was removed"):
+    with pytest.warns(NothingPruned, match=r"remove 30\.0% of channels: nothing was removed") as told:
         prune(net(), IMAGE, budget=Budget(0.3), method=Fixed(Plan()))
+    assert told[0].filename == __file__, "where the call stands"
 
 
 def test_a_method_may_be_named_or_made():
@@ -176,6 +179,13 @@ def test_a_wrong_result_is_refused(monkeypatch):
     assert prune(net(), IMAGE, budget=Budget(0.5), check=False).verification is None
 
 
+def test_what_is_made_in_inference_mode_can_be_trained():
+    with torch.inference_mode():
+        result = prune(net(), IMAGE, budget=Budget(0.5))
+    result.model(IMAGE).sum().backward()
+    assert result.plan == prune(net(), IMAGE, budget=Budget(0.5)).plan
+
+
 class Rigid(nn.Module):
     """One width is written into the code, in a form that no attribute holds."""
 
@@ -196,6 +206,41 @@ def test_what_the_code_cannot_narrow_stays_whole_and_the_rest_goes(caplog):
     assert set(result.graph.rigid) == {"first"}
     assert not result.plan.removed("first")
     assert result.plan.removed_count == 3, "30 % of the eight channels that are free to go, rounded up"
+
+
+def test_a_budget_out_of_reach_names_what_code_and_method_leave_whole():
+    with pytest.raises(BudgetError, match=r"at most .*The model's code cannot narrow: first\.$"):
+        prune(Rigid(), torch.randn(2, 4), budget=Budget(0.7, "params"))
+    model = nn.Sequential(nn.Linear(4, 6), Skip(6), nn.Linear(6, 2))
+    with pytest.raises(BudgetError, match=r"The method leaves whole: 0 \(residual streams: see residual= .*\)\.$"):
+        prune(model, torch.randn(2, 4), budget=Budget(0.5, "params"))
+
+
+class Skip(nn.Module):
+    """A residual block."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.one, self.two = nn.Linear(width, 3), nn.Linear(3, width)
+
+    def forward(self, x):
+        return x + self.two(self.one(x).relu())
+
+
+def test_nothing_to_prune_names_what_the_code_cannot_narrow():
+    model = Rigid()
+    model.second = nn.Identity()
+    model.head = nn.Linear(6, 2)
+    with pytest.raises(NothingToPrune, match=r"Its code cannot narrow: first\.$"):
+        prune(model, torch.randn(2, 4), budget=Budget(0.3, "channels"))
+
+
+def test_a_method_is_attached_only_to_what_can_be_cut_after_training():
+    model, example = Rigid(), torch.randn(2, 4)
+    attached = attach(model, example, method="depgraph_group_norm", budget=Budget(0.3, "channels"))
+    assert set(attached.problem.graph.rigid) == {"first"}
+    plan = attached.finish().plan
+    assert shrink(model, attached.problem.graph, plan).second.out_features == 5
 
 
 def test_a_method_that_insists_on_it_is_told_why():

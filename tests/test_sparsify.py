@@ -68,5 +68,6 @@ def test_nothing_removed_is_said():
     tiny = nn.Linear(2, 1, bias=False)
     assert sparsify(tiny, budget=Budget(0.0, "weights")).plan.removed_count == 0
     padded = Pattern(3, 4, uneven="pad")
-    with pytest.warns(NothingPruned):
+    with pytest.warns(NothingPruned) as told:
         sparsify(tiny, pattern=padded)
+    assert told[0].filename == __file__, "where the call stands"

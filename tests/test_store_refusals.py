@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from secateur import load, save
+from secateur import CompactResult, load, save
 from secateur.errors import StoreError
 from secateur.store import folder as folder_module
 
@@ -47,6 +47,14 @@ def forge(folder, change):
         record["size_bytes"] = path.stat().st_size
 
     rewrite(folder, note)
+
+
+def test_what_is_no_model_is_neither_saved_nor_loaded(small, saved, tmp_path):
+    result = CompactResult(small, *[None] * 7)
+    with pytest.raises(StoreError, match=r"a CompactResult cannot be saved; .*give its \.model"):
+        save(result, tmp_path / "other")
+    with pytest.raises(StoreError, match=r"gave a NoneType; expected a module"):
+        load(saved, None)
 
 
 # -- reading: never a wrong model ---------------------------------------------------------------------------------

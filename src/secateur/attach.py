@@ -15,7 +15,9 @@ from .methods._attached import Attached, TrainingMethod
 from .methods._attached_weights import AttachedWeights, TrainingWeightMethod
 from .methods._problem import Problem, prepared
 from .methods._weights import Pattern
+from .prune import rehearsed
 from .sparsify import weight_problem
+from .surgery.finalize import check_plain
 from .train.task import Task
 
 
@@ -91,7 +93,8 @@ def attach(
 
     Call it at its four points (`extra_loss`, `after_backward`, `after_step`, `after_epoch`), or pass it to
     `secateur.train.fit`; then `finish()` gives the decision. `secateur.shrink` cuts by its plan of channels; after a
-    method that removes single weights the model has its zeros already.
+    method that removes single weights the model has its zeros already. Groups that the model's code cannot narrow are
+    left whole, and named in the log.
 
     Args:
         model: what will be trained, in place.
@@ -110,10 +113,12 @@ def attach(
 
     Raises:
         BudgetError: nothing says how much goes, or it does not fit the method.
-        MethodError: the method does not take part in training, or removes something else than what is described.
+        MethodError: the method does not take part in training, or removes something else than what is described; or
+            torch.nn.utils.prune masks the model.
         UnknownName: no method of that name.
         TraceError: the model rejects the example input.
     """
+    check_plain(model)
     made = find(method).make() if isinstance(method, str) else method
     for_weights: dict[str, Any] = {"pattern": pattern, "protect": protect, "include": include}
     if not isinstance(made, type) and isinstance(made, TrainingWeightMethod):
@@ -122,8 +127,8 @@ def attach(
         return made.attach(weight_problem(model, args, budget=budget, **for_weights, **more))
     if isinstance(made, type) or not isinstance(made, TrainingMethod):
         raise MethodError(
-            f"method={method!r} takes no part in training: call prune(..., method=...) instead, or sparsify(..., "
-            "method=...) if it removes single weights."
+            f"method={method!r} takes no part in training loops: it decides, and trains where it has to, within one "
+            "call of prune(..., method=...), or of sparsify(..., method=...) if it removes single weights."
         )
     _refuse(method, for_weights, "single weights, and this method removes channels (protect: limits=Limits(...))")
     if budget is None:
@@ -131,7 +136,7 @@ def attach(
     example, named = as_args(args), dict(kwargs or {})
     graph = graph if graph is not None else trace(model, example, named)
     problem = Problem(model, graph, budget, limits or Limits(), example, named, data, task, seed)
-    return made.attach(prepared(made, problem))
+    return made.attach(rehearsed(prepared(made, problem)))  # after the training it would be too late to find out
 
 
 def _refuse(method: object, given: Mapping[str, object], about: str) -> None:

@@ -62,6 +62,7 @@ class CompactResult:
         return "\n".join(lines)
 
 
+@torch.inference_mode(False)  # tensors made in that mode never train
 def compact(
     model: nn.Module, args: Any, *, kwargs: Mapping[str, Any] | None = None, graph: ChannelGraph | None = None
 ) -> CompactResult:
@@ -100,7 +101,7 @@ def compact(
     small, plan, found = search.largest()
     if not plan.removed_count:
         why = f"{', '.join(search.whole)} could not be cut exactly" if search.whole else "every channel is needed"
-        warnings.warn(f"nothing was removed: {why}.", NothingPruned, stacklevel=2)
+        warnings.warn(f"nothing was removed: {why}.", NothingPruned, stacklevel=3)
     noted = details_of(model)
     annotate_(small, noted.model_copy(update={"verification_error": found.max_relative_error}))
     dead, widths = search.what.dead(search.whole), graph.widths

@@ -7,6 +7,7 @@ A plan knows nothing of the model but the names of its groups and branches and t
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +31,8 @@ class Plan:
         removed_branches: sorted names of the residual branches that go as a whole.
 
     Raises:
-        PlanError: an index is out of range or given twice, a group would be emptied, or a width is missing.
+        PlanError: an index is no whole number, out of range or given twice, a group would be emptied, or a width is
+            missing.
 
     >>> plan = Plan(kept={"conv1": (0, 2)}, widths={"conv1": 4})
     >>> plan.removed("conv1")
@@ -44,7 +46,7 @@ class Plan:
     removed_branches: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        kept = {name: tuple(sorted(int(i) for i in indices)) for name, indices in self.kept.items()}
+        kept = {name: tuple(sorted(_numbers(name, indices))) for name, indices in self.kept.items()}
         widths = {name: int(width) for name, width in self.widths.items() if name in kept}
         for name, indices in kept.items():
             _check_group(name, indices, widths)
@@ -65,7 +67,7 @@ class Plan:
         for name, indices in removed.items():
             if name not in widths:
                 raise PlanError(f"group {name!r} has channels to remove but no width: give widths[{name!r}].")
-            gone = set(indices)
+            gone = set(_numbers(name, indices))
             if outside := sorted(i for i in gone if not 0 <= i < widths[name]):
                 raise PlanError(f"group {name!r} has channels 0 to {widths[name] - 1}; asked to remove {outside}.")
             kept[name] = tuple(i for i in range(widths[name]) if i not in gone)
@@ -176,6 +178,21 @@ def _names(given: Any) -> tuple[str, ...]:
     if odd := [name for name in names if not isinstance(name, str)]:
         raise PlanError(f"removed_branches has {odd[0]!r}: expected names of residual branches, as in graph.branches.")
     return tuple(sorted(set(names)))
+
+
+def _numbers(name: str, indices: Iterable[Any]) -> list[int]:
+    """Return indices as numbers of Python; those of a tensor or an array are taken, the entries of a mask are not."""
+    found = []
+    for index in indices:
+        is_mask = isinstance(index, bool) or "bool" in str(getattr(index, "dtype", ""))
+        try:
+            if is_mask:
+                raise TypeError
+            found.append(operator.index(index))
+        except TypeError:
+            hint = " Of a mask give mask.nonzero().flatten()." if is_mask else ""
+            raise PlanError(f"group {name!r}: expected indices of channels; found {index!r}.{hint}") from None
+    return found
 
 
 def _check_group(name: str, indices: tuple[int, ...], widths: Mapping[str, int]) -> None:

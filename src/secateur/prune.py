@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from .budget import Budget, Limits
@@ -28,6 +29,7 @@ from .surgery.feasible import feasible
 from .surgery.finalize import check_plain
 from .surgery.shrink import fitted, shrink
 from .surgery.verify import Verification, verify
+from .train.batches import explained
 from .train.task import Task
 from .train.tracking import Tracking
 
@@ -86,6 +88,7 @@ def cost_table(before: Costs, after: Costs) -> str:
     return "\n".join("  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)
 
 
+@torch.inference_mode(False)  # tensors made in that mode never train
 def prune(
     model: nn.Module,
     args: Any,
@@ -140,6 +143,7 @@ def prune(
         TraceError: the model rejects the example input.
         MethodError: the method cannot work on this model, data or these weights, or torch.nn.utils.prune masks them.
         PlanError: `graph` is of another model.
+        TrainingError: a batch of `data` does not fit the model or the task.
         VerificationError: the smaller model is not the masked one; nothing is returned.
     """
     limits = _limits(limits, protect, min_keep, round_to)
@@ -148,8 +152,7 @@ def prune(
         _refuse_training_options(chosen, tracking, checkpoint_dir)
     repairs = _repairs(repair, data, task)
     example, named = as_args(args), dict(kwargs or {})
-    if isinstance(model, nn.Module):  # anything else is refused, in its own words, by the trace
-        check_plain(model)
+    check_plain(model)
     graph = graph if graph is not None else trace(model, example, named)
     _check_model(model, graph, check=check)
     posed = Problem(model, graph, budget, limits, example, named, data, task, seed, tracking, checkpoint_dir)
@@ -157,11 +160,12 @@ def prune(
     cut, small = _cut(problem, chosen, repairs)
     graph, plan = cut.graph, cut.decision.plan
     if plan.is_empty and budget.remove > 0:
-        warnings.warn(f"{budget}: nothing was removed.", NothingPruned, stacklevel=2)
+        warnings.warn(f"{budget}: nothing was removed.", NothingPruned, stacklevel=3)
     verification = _verified(cut, small, example, named) if check else None
     wants_statistics = cut.decision.repair == "batchnorm" if repairs is None else "batchnorm" in repairs
     if wants_statistics and data is not None and task is not None:
-        reestimate_batchnorm_(small, data, task)
+        with explained():
+            reestimate_batchnorm_(small, data, task)
     result = PruneResult(small, plan, graph, budget, graph.costs(), graph.costs(plan), verification, cut.decision)
     note_origin_(result, method)
     return result
@@ -182,6 +186,15 @@ def note_origin_(result: PruneResult, chosen: str | Method) -> None:
     annotate_(result.model, details)
 
 
+def rehearsed(problem: Problem) -> Problem:
+    """Return the problem without the groups that the model's code cannot narrow; itself where there are none."""
+    graph = feasible(problem.model, problem.graph)
+    if not graph.rigid:
+        return problem
+    log.warning("left whole, since the model's code cannot narrow them: %s", ", ".join(graph.rigid))
+    return dataclasses.replace(problem, graph=graph)
+
+
 @dataclass(frozen=True)
 class _Cut:
     decision: Decision
@@ -193,7 +206,7 @@ def _cut(problem: Problem, method: Method, repairs: tuple[str, ...] | None) -> t
     """Decide and cut; where the model's code cannot express a cut, leave those groups whole and decide again."""
     is_rehearsed = problem.data is not None
     if is_rehearsed:  # a method that reads data, let alone trains, is dearer to ask twice than a rehearsal
-        problem = _rehearsed(problem)
+        problem = rehearsed(problem)
     while True:
         decision = method.decide(problem)
         try:
@@ -203,18 +216,9 @@ def _cut(problem: Problem, method: Method, repairs: tuple[str, ...] | None) -> t
             if is_rehearsed:
                 raise
             is_rehearsed, before = True, problem
-            problem = _rehearsed(problem)
+            problem = rehearsed(problem)
             if problem is before:
                 raise
-
-
-def _rehearsed(problem: Problem) -> Problem:
-    """Return the problem without the groups that the model's code cannot narrow; itself where there are none."""
-    graph = feasible(problem.model, problem.graph)
-    if not graph.rigid:
-        return problem
-    log.warning("left whole, since the model's code cannot narrow them: %s", ", ".join(graph.rigid))
-    return dataclasses.replace(problem, graph=graph)
 
 
 def _repaired(problem: Problem, decision: Decision, repairs: tuple[str, ...] | None) -> nn.Module:
@@ -235,7 +239,8 @@ def _refuse_training_options(method: Method, tracking: Tracking | None, checkpoi
     for option, (value, verb) in given.items():
         if value is not None:
             raise MethodError(
-                f"{option}={value}: {type(method).__name__} takes no part in training, so there is nothing to {verb}."
+                f"{option}={value}: {type(method).__name__} takes no part in training loops, so there is nothing to "
+                f"{verb}."
             )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from .budget import WEIGHTS, Budget
@@ -19,7 +20,7 @@ from .methods._weights import Pattern, WeightDecision, WeightMethod, WeightProbl
 from .store import BudgetNote, Details, annotate_
 from .surgery.finalize import check_plain
 from .train.held_zeros import HeldZeros
-from .train.task import Task
+from .train.task import Task, check_task
 from .weight_plan import WeightPlan
 
 
@@ -59,6 +60,7 @@ class SparseResult:
         )
 
 
+@torch.inference_mode(False)  # tensors made in that mode never train
 def sparsify(
     model: nn.Module,
     args: Any = (),
@@ -95,6 +97,7 @@ def sparsify(
         MethodError: the method cannot work on this model, data or these weights, or removes channels; or the model is
             masked by torch.nn.utils.prune (see `finalize`).
         NothingToPrune: no weight is free to go.
+        TraceError: the model is no module, or torch.jit compiled one of its modules.
         UnknownName: no such method, module or parameter.
 
     >>> import torch
@@ -112,7 +115,7 @@ def sparsify(
     sparse = copy.deepcopy(decision.model if decision.model is not None else model)
     decision.plan.apply_(sparse)
     if not decision.plan.removed_count and asked.remove > 0:
-        warnings.warn(f"{asked}: nothing was removed.", NothingPruned, stacklevel=2)
+        warnings.warn(f"{asked}: nothing was removed.", NothingPruned, stacklevel=3)
     count = sum(parameter.numel() for parameter in parameters_of(model).values())
     result = SparseResult(sparse, decision.plan, asked, count, decision)
     name = method if isinstance(method, str) else type(method).__name__
@@ -142,6 +145,7 @@ def weight_problem(
     blocks = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
     if budget is None and blocks is None:
         raise BudgetError("nothing says how much goes: give budget=Budget(remove=0.9, of='weights') or pattern='2:4'.")
+    check_task(task)
     if data is not None and task is None:
         raise MethodError("data= needs task=, which says how to read a batch: e.g. task=ClassificationTask().")
     asked = budget if budget is not None else Budget(blocks.remove if blocks else 0.0, WEIGHTS)

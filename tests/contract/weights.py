@@ -307,7 +307,7 @@ def an_unknown_layer_to_protect(subject: WeightSubject, case: Case) -> None:
 
 @refuses
 def a_width_that_does_not_fit_the_pattern(subject: WeightSubject, case: Case) -> None:
-    with pytest.raises(MethodError, match=r"conv1.*uneven"):
+    with pytest.raises(MethodError, match=r"conv1.*pattern=Pattern.*uneven"):
         subject.choose(problem_of(case, 0.5, pattern=Pattern(2, 4)))
 
 

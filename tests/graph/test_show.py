@@ -45,6 +45,7 @@ def test_the_table_lists_groups_costs_and_what_is_frozen(graph):
         block.0         6  block.0:out, block.1:out, block.3:in
         2 groups, 14 channels, 4,352 MACs, 194 parameters
         cannot be cut (an output of the model): head:out
+        not run on this example, and left as they are: unused
         """
     )
 

@@ -88,6 +88,7 @@ def test_an_unknown_recipe_gets_a_suggestion():
         ({"nesterov": True, "optimizer": "adamw"}, "nesterov=True: expected False, unless"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov=True"),
         ({"warmup_epochs": 10}, "warmup_epochs=10"),
+        ({"epochs": 1, "warmup_epochs": 1}, "a run of one epoch needs warmup_epochs=0"),
         ({"first_epoch": 10}, "first_epoch=10"),
         ({"clip_norm": 0}, "clip_norm=0"),
         ({"precision": "fp16"}, "precision='fp16': expected one of fp32, bf16"),

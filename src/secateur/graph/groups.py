@@ -14,7 +14,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from ..errors import PlanError, TraceError, UnknownName, UnsupportedOp, did_you_mean
+from ..errors import PlanError, UnknownName, UnsupportedOp, did_you_mean
 from ..plan import Plan
 from .branches import Branch, branches_of
 from .costs import CostModel, element_sizes
@@ -226,7 +226,7 @@ class ChannelGraph:
         found: set[str] = set()
         for path in paths:
             if path and path not in self.modules and path not in self.groups:
-                raise UnknownName("module", path, self.modules)
+                raise UnknownName("module", path, filter(None, self.modules))
             for name, group in self.groups.items():
                 if name == path or any(_inside(member.module, path) for member in group.members):
                     found.add(name)
@@ -280,8 +280,6 @@ def trace(
         raise ValueError(f"granularity={granularity!r}: expected 'heads' or 'head_dims'.")
     if conv_groups not in ("narrow", "whole"):
         raise ValueError(f"conv_groups={conv_groups!r}: expected 'narrow' or 'whole'.")
-    if not isinstance(model, nn.Module):
-        raise TraceError(f"the model is {type(model).__name__}; expected a torch.nn.Module.")
     example = as_args(args), dict(kwargs or {})
     tape = record(model, *example, carrier=carrier)
     labels = Labels(tape.state, heads=granularity == "heads", whole_groups=conv_groups == "whole")

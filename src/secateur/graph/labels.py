@@ -271,7 +271,7 @@ class Labels:
         if one.shape != other.shape:
             one, other = torch.broadcast_tensors(one, other)
         a, b = one.stride(), other.stride()
-        if a == b and one.data_ptr() == other.data_ptr():
+        if a == b and _share(one, other):
             return
         sizes = [s if (x or y) else 1 for s, x, y in zip(one.shape, a, b, strict=True)]
         self._write(one.as_strided(sizes, a).reshape(-1).numpy(), other.as_strided(sizes, b).reshape(-1).numpy())
@@ -436,17 +436,24 @@ def inner_axis(layer: Tensor, varying: Axes) -> int:
 
 
 def _step(layer: Tensor, axis: int) -> float:
+    layer = compact(layer)
     line = layer[tuple(slice(None) if d == axis else 0 for d in range(layer.ndim))]
     steps = line.diff().abs()
     steps = steps[steps > 0]
     return float(steps.min()) if len(steps) else float("inf")
 
 
+def _share(one: Tensor, other: Tensor) -> bool:
+    """Whether two layers begin at the same place in memory; of layers of empty tensors nothing is said."""
+    start = one.data_ptr()
+    return start != 0 and start == other.data_ptr()
+
+
 def _same_pattern(one: Tensor | None, other: Tensor) -> bool:
     """Whether two layers hold equal slots at the same places."""
     if one is None or axes(one) != axes(other):
         return False
-    if one.data_ptr() == other.data_ptr() and one.stride() == other.stride():
+    if one.stride() == other.stride() and _share(one, other):
         return True
     patterns = [torch.unique(compact(layer), return_inverse=True)[1] for layer in (one, other)]
     firsts = [_renumbered(pattern.reshape(-1)) for pattern in patterns]

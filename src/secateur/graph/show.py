@@ -51,7 +51,20 @@ def table(graph: ChannelGraph) -> str:
     if graph.unknown:
         names = ", ".join(sorted({f"{op} in {path or 'the model'}" for op, path in graph.unknown}))
         lines.append(f"frozen around operations without a rule: {names}")
+    if idle := _idle(graph):
+        lines.append(f"not run on this example, and left as they are: {_short(idle)}")
     return "\n".join(lines)
+
+
+def _idle(graph: ChannelGraph) -> list[str]:
+    """Return the paths of modules none of whose own parameters the pass used."""
+    used, ran = set(graph.tape.state.values()), dict[str, bool]()
+    for name in graph.shapes:
+        known = graph.aliases.get(name, name)
+        if graph.sizes_of_elements[known][0]:
+            owner = name.rpartition(".")[0]
+            ran[owner] = ran.get(owner, False) or known in used
+    return [path for path, is_used in ran.items() if path and not is_used]
 
 
 def _short(labels: list[str]) -> str:

@@ -356,6 +356,7 @@ def state_names(model: nn.Module) -> dict[int, str]:
     return names
 
 
+@torch.inference_mode(False)  # which takes operations apart in another way
 def record(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, carrier: str | None = None
 ) -> Tape:
@@ -373,6 +374,7 @@ def record(
     Raises:
         TraceError: the model rejects the input, or returns no tensor.
     """
+    check_module(model)
     _check_parameters(model)
     _check_device(model, (args, kwargs))
     carriers = [carrier] if carrier else [kind for kind in CARRIERS if kind != "real" or _has_data(model)]
@@ -418,6 +420,22 @@ def _summary(value: Any) -> str:
 
 def _has_data(model: nn.Module) -> bool:
     return not any(t.device.type == "meta" for t in parameters_of(model).values())
+
+
+def check_module(model: nn.Module) -> None:
+    """Refuse what is no module, or has tables of tensors that are not Python's: what is swapped in there stays.
+
+    Raises:
+        TraceError: it is such a model.
+    """
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"the model is {type(model).__name__}; expected a torch.nn.Module.")
+    for name, module in modules_of(model).items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                f"{f'module {name!r}' if name else 'the model'} is compiled by torch.jit, with code and tensors "
+                "that are not Python's: build the model with the Python module instead, and script what comes out."
+            )
 
 
 def _check_parameters(model: nn.Module) -> None:

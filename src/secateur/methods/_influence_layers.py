@@ -16,7 +16,7 @@ from ..graph.groups import ChannelGraph
 from ..graph.labels import axes, compact
 from ..graph.products import Product, Site
 from ..recovery.moments import Sampling, taps_of
-from ..train.batches import sample_count
+from ..train.batches import explained, sample_count
 from ..train.watching import Seen, kernel_of, write_kernel_
 from ._group_obs import add_diagonal, block_scores, channel_obs_update, factor, ridge_of
 from ._problem import Problem
@@ -240,7 +240,8 @@ def gather(problem: Problem, layers: Sequence[Layer], *, limit: int | None, of_w
     with batches(problem.data, problem.task, model, "influence", seed=problem.seed) as data:
         for batch in data:
             assert problem.task is not None
-            count = sample_count(*problem.task.to_inputs(batch))
+            with explained():
+                count = sample_count(*problem.task.to_inputs(batch))
 
             def see(seen: Seen, count: int = count) -> None:
                 for layer in at[seen.site]:

@@ -15,7 +15,7 @@ from ..errors import BudgetError, MethodError, NothingToPrune
 from ..graph.groups import ChannelGraph
 from ..graph.walk import buffers_of, parameters_of
 from ..plan import Plan
-from ..train.task import Task
+from ..train.task import Task, check_task
 from ..train.tracking import Tracking
 from ._history import History
 
@@ -38,7 +38,8 @@ class Problem:
         checkpoint_dir: where it keeps checkpoints, to go on from.
 
     Raises:
-        BudgetError: the budget is no `Budget`, or counts single weights.
+        BudgetError: the budget is no `Budget`, or counts single weights; or the limits are no `Limits`.
+        MethodError: the task is a class.
     """
 
     model: nn.Module
@@ -54,6 +55,9 @@ class Problem:
     checkpoint_dir: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
+        check_task(self.task)
+        if not isinstance(self.limits, Limits):
+            raise BudgetError(f"limits={self.limits!r}: expected Limits(protect=..., min_keep=..., round_to=...).")
         if not isinstance(self.budget, Budget):
             raise BudgetError(f"budget={self.budget!r}: expected Budget(remove=0.5, of='macs') or the like.")
         if self.budget.of == WEIGHTS:
@@ -75,9 +79,10 @@ class Problem:
             protected |= self.graph.selecting.keys()
         names = [n for n, g in self.graph.groups.items() if n not in protected and g.width >= least]
         if not names:
+            rigid = f" Its code cannot narrow: {', '.join(self.graph.rigid)}." if self.graph.rigid else ""
             raise NothingToPrune(
                 f"the model has {len(self.graph.groups)} groups of channels, {len(protected)} of them protected "
-                f"and none left with at least {least} channels: protect less, or lower min_keep and round_to."
+                f"and none left with at least {least} channels: protect less, or lower min_keep and round_to.{rigid}"
             )
         return names
 

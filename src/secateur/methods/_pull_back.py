@@ -21,7 +21,7 @@ from ..errors import MethodError, TrainingError
 from ..graph.products import Site
 from ..graph.tape import plain_kernels, set_training, state_names
 from ..surgery.shrink import copy_with
-from ..train.batches import device_of, sample_count, to_device
+from ..train.batches import device_of, explained, sample_count, to_device
 from ..train.randomness import Stream, same_loader_after, same_randomness_after
 from ..train.task import Task
 from ..train.watching import ProductWatch, Seen
@@ -147,7 +147,7 @@ def pull_back(
     mode = _Following(state_names(model), see)
     # packed recurrent kernels hide their products; elsewhere the fast kernels do as well
     with plain_kernels() if any(isinstance(m, nn.RNNBase) for m in model.modules()) else nullcontext():
-        with mode:
+        with mode, explained():
             loss, count = loss_of(model, batch, task)
         ran = {site.weight for site in mode.found}
         if unused := sorted({site.weight for site in see} - ran):

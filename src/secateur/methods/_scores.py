@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..budget import meet
-from ..errors import MethodError, UnknownName
+from ..errors import BudgetError, MethodError, UnknownName
 from ..graph.groups import ChannelGraph, ChannelGroup, Member
 from ..graph.labels import axes, compact
 from ..plan import Plan
@@ -102,14 +102,27 @@ def counts_for(
     every = list(problem.graph.groups)
     number = {name: k for k, name in enumerate(every)}
     widths = problem.graph.costs.widths
-    keys, groups = [], []
-    for name, key in _keys(problem, names, allocation, scores).items():
-        keys.append(np.sort(key, kind="stable"))
-        groups.append(np.full(len(key), number[name]))
-    ranked = np.concatenate(groups)[np.argsort(np.concatenate(keys), kind="stable")]
+    keys = {name: np.sort(key, kind="stable") for name, key in _keys(problem, names, allocation, scores).items()}
+    groups = [np.full(len(key), number[name]) for name, key in keys.items()]
+    ranked = np.concatenate(groups)[np.argsort(np.concatenate(list(keys.values())), kind="stable")]
     measure: Callable[[Array], float] = lambda counts: problem.graph.costs.value(problem.budget.of, counts)  # noqa: E731
-    kept = meet(problem.budget, ranked, widths, problem.limits, measure)
+    try:
+        kept = meet(problem.budget, ranked, widths, problem.limits, measure)
+    except BudgetError as error:
+        raise BudgetError(f"{error}{_left_whole(problem, keys)}") from None
     return {name: int(kept[number[name]]) for name in names}
+
+
+def _left_whole(problem: Problem, chosen: Mapping[str, Any]) -> str:
+    """Say which groups nobody protected and yet stay whole, as further sentences."""
+    graph = problem.graph
+    whole = [name for name in problem.free_groups() if name not in chosen]
+    said = ""
+    if whole:
+        are_streams = all(graph.groups[name].is_residual for name in whole)
+        hint = " (residual streams: see residual= of the method)" if are_streams else ""
+        said += f" The method leaves whole: {', '.join(whole)}{hint}."
+    return said + (f" The model's code cannot narrow: {', '.join(graph.rigid)}." if graph.rigid else "")
 
 
 def _keys(

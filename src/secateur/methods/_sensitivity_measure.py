@@ -18,7 +18,7 @@ from ..plan import Plan
 from ..recovery.batchnorm import reestimate_batchnorm_
 from ..surgery.mask import dead_places, neutral
 from ..surgery.shrink import copy_with, shrink
-from ..train.batches import device_of, same_modes_after, sample_count, to_device
+from ..train.batches import device_of, explained, same_modes_after, sample_count, to_device
 from ..train.loop import fit
 from ..train.progress import ProgressBar
 from ..train.randomness import same_loader_after, same_randomness_after
@@ -38,7 +38,8 @@ def measure(model: nn.Module, data: Iterable[Any], task: Task, bar: ProgressBar 
     """Return metric and loss of a model in eval mode over the data, leaving no trace.
 
     Raises:
-        TrainingError: the data give no sample, or the metric is not one score per sample.
+        TrainingError: the data give no sample, a batch does not fit the model or the task, or the metric is not one
+            score per sample.
     """
     device = device_of(model)
     score_sum, score_count, loss_sum, loss_count = 0.0, 0, 0.0, 0
@@ -46,16 +47,18 @@ def measure(model: nn.Module, data: Iterable[Any], task: Task, bar: ProgressBar 
         model.eval()
         for batch in data:
             batch = to_device(batch, device)
-            args, kwargs = task.to_inputs(batch)
-            output = model(*args, **kwargs)
-            scores, size = task.metric(output, batch), sample_count(args, kwargs)
+            with explained():
+                args, kwargs = task.to_inputs(batch)
+                output = model(*args, **kwargs)
+                scores, loss = task.metric(output, batch), float(task.loss(output, batch))
+            size = sample_count(args, kwargs)
             if scores.ndim != 1:
                 raise TrainingError(
                     f"the metric {task.name!r} gave a tensor of shape {tuple(scores.shape)}; expected one per sample."
                 )
             score_sum += float(scores.double().sum())
             score_count += len(scores)
-            loss_sum += float(task.loss(output, batch)) * size
+            loss_sum += loss * size
             loss_count += size
             if bar is not None:
                 bar.advance()

@@ -158,8 +158,9 @@ def pattern_mask(weight: Weight, scores: Tensor, pattern: Pattern) -> Tensor:
         return torch.ones_like(scores, dtype=torch.bool)
     if inputs % size and pattern.uneven == "refuse":
         raise MethodError(
-            f"{weight.name!r} has {inputs} inputs, no multiple of {size}: protect it, or say uneven='skip' (it stays "
-            "whole) or uneven='pad' (its last block counts as if it went on with zeros)."
+            f"{weight.name!r} has {inputs} inputs, no multiple of {size}: protect it, or give "
+            f"pattern=Pattern({pattern.keep}, {size}, uneven='skip') (--uneven skip), which leaves it whole, or 'pad', "
+            "which takes its last block as if it went on with zeros."
         )
     taps = weight.rows(scores).unflatten(1, (-1, inputs))
     padded = torch.nn.functional.pad(taps, (0, -inputs % size), value=float("-inf"))

@@ -147,7 +147,7 @@ class Nisp:
 
     def _finals(self, graph: ChannelGraph) -> list[Product]:
         if self.classifier and self.classifier not in graph.modules:
-            raise UnknownName("module", self.classifier, graph.modules)
+            raise UnknownName("module", self.classifier, filter(None, graph.modules))
         found = final_products(graph)
         if self.classifier:
             found = [p for p in products(graph) if p.module == self.classifier]

@@ -26,6 +26,7 @@ from .saving import annotate_, classes, slots
 Slots = dict[str, tuple[nn.Module, str, Tensor | None]]
 
 
+@torch.inference_mode(False)  # tensors made in that mode never train
 def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     """Read a shrunk or sparse model that `save` wrote, to the same bits.
 
@@ -47,7 +48,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | Callable[[], nn.Module
     """
     folder = Path(path)
     stored = read_record(folder)
-    fresh = model if isinstance(model, nn.Module) else model()
+    fresh = model() if callable(model) and not isinstance(model, nn.Module) else model
     if not isinstance(fresh, nn.Module):
         raise StoreError(f"model= gave a {type(fresh).__qualname__}; expected a module, or a function that makes one.")
     try:

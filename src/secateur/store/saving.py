@@ -124,6 +124,9 @@ def training_modes(model: nn.Module) -> dict[str, bool]:
 
 
 def _record_of(small: nn.Module) -> SurgeryRecord:
+    if not isinstance(small, nn.Module):
+        hint = ": give its .model" if isinstance(getattr(small, "model", None), nn.Module) else ""
+        raise StoreError(f"a {type(small).__name__} cannot be saved; expected a torch.nn.Module{hint}.")
     record = record_of(small)
     if record is not None:
         return record

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from ..errors import MethodError
+from ..graph.tape import check_module
 from ..graph.walk import modules_of
 from ..weight_plan import mark_masked_
 from .shrink import copy_with
@@ -54,7 +55,13 @@ def finalize(model: nn.Module) -> nn.Module:
 
 
 def check_plain(model: nn.Module) -> None:
-    """Raise `MethodError` if a weight of the model is masked by ``torch.nn.utils.prune``."""
+    """Refuse a model whose weights are not plain parameters.
+
+    Raises:
+        MethodError: one is masked by ``torch.nn.utils.prune``.
+        TraceError: one is of a module that torch.jit compiled, or the model is no module.
+    """
+    check_module(model)
     for path, _, hook in _masks(model):
         where = f"module {path!r}" if path else "the model"
         raise MethodError(

@@ -17,6 +17,7 @@ from ..plan import Plan
 from .shrink import copy_with, fitted
 
 
+@torch.inference_mode(False)  # tensors made in that mode never train
 def mask(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
     """Return a full-width copy of a model in which everything the plan removes is zero.
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import PlanError, SurgeryError
+from ..errors import PlanError, SurgeryError, first_line
 from ..graph.branches import tensors_inside
 from ..graph.groups import ChannelGraph
 from ..graph.select import SELECT
@@ -32,6 +32,7 @@ Array = np.ndarray[Any, Any]
 NEW_OBJECT = object().__reduce_ex__(4)[0]  # how copy makes an object of a plain class
 
 
+@torch.inference_mode(False)  # tensors made in that mode never train
 def shrink(model: nn.Module, graph: ChannelGraph, plan: Plan, *, round_to: int = 1) -> nn.Module:
     """Return a smaller copy of a model in which only the plan's channels are left.
 
@@ -48,7 +49,8 @@ def shrink(model: nn.Module, graph: ChannelGraph, plan: Plan, *, round_to: int =
 
     Raises:
         PlanError: the plan or the graph is of another model, or a residual branch cannot be removed.
-        SurgeryError: the model's code holds a width that cannot be found among its attributes.
+        SurgeryError: the model's code holds a width that cannot be found among its attributes, or an attribute that
+            cannot be copied.
     """
     plan = rounded(plan, round_to)
     model = fitted(model, graph)
@@ -184,7 +186,11 @@ def cut_tensor(tensor: Tensor, cuts: Cut) -> Tensor:
 
 
 def copy_with(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """Deep-copy a model, with ``make(name, tensor)`` in place of every parameter and buffer; tied ones stay tied."""
+    """Deep-copy a model, with ``make(name, tensor)`` in place of every parameter and buffer; tied ones stay tied.
+
+    Raises:
+        SurgeryError: something that a module holds cannot be copied, such as a lock or an open file; names it.
+    """
     memo: dict[int, Any] = {}
     for name, tensor in state_of(model).items():
         new = make(name, tensor)
@@ -197,11 +203,30 @@ def copy_with(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Mod
             for value in held.values() if type(held) is dict else (held,):
                 if isinstance(value, Tensor) and not value.is_leaf:
                     memo[id(value)] = value.detach().clone()
-    _copy_modules(modules, memo)
-    copied = copy.deepcopy(model, memo)
+    known = dict(memo)
+    try:
+        _copy_modules(modules, memo)
+        copied = copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError, copy.Error) as error:
+        raise SurgeryError(
+            f"{_uncopied(model, known)} cannot be copied ({first_line(error)}): take it off the model, or give its "
+            "class a __deepcopy__."
+        ) from error
     for module in modules_of(copied).values():
         _forget_cached_(module)
     return copied
+
+
+def _uncopied(model: nn.Module, known: dict[int, Any]) -> str:
+    """Return which attribute of a model deepcopy refuses."""
+    for path, module in modules_of(model).items():
+        for name, value in module.__dict__.items():
+            try:
+                if name not in ("_modules", "_parameters", "_buffers"):
+                    copy.deepcopy(value, dict(known))
+            except (TypeError, RuntimeError, copy.Error):
+                return f"attribute {name!r} of {f'module {path!r}' if path else 'the model'}, a {type(value).__name__},"
+    return f"the {type(model).__name__}"
 
 
 def _copy_modules(modules: list[nn.Module], memo: dict[int, Any]) -> None:

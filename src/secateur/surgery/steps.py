@@ -120,7 +120,7 @@ def shapes_after(graph: ChannelGraph, alive: Array) -> list[list[tuple[int, ...]
     known: dict[Any, dict[int, Array]] = {}
 
     def lines(layer: Tensor) -> dict[int, Array]:
-        key = (layer.data_ptr(), layer.shape, layer.stride())
+        key = (compact(layer).data_ptr(), layer.shape, layer.stride())  # an empty layer has no place of its own
         if key not in known:
             known[key] = lines_of(graph, layer, alive)
         return known[key]

@@ -76,6 +76,7 @@ class Verification:
         )
 
 
+@torch.inference_mode(False)  # tensors made in that mode never train
 def verify(
     model: nn.Module,
     small: nn.Module,

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.errors import SecateurError, TrainingError, first_line
+
 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter or buffer; the CPU for a model without any."""
@@ -45,6 +47,26 @@ def sample_count(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         if isinstance(value, Tensor) and value.ndim > 0:
             return value.shape[0]
     return 1
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what a model or a task raises about a batch into a `TrainingError`; running out of memory stays what it is.
+
+    >>> with explained():
+    ...     nn.Linear(2, 1)(torch.zeros(1, 3))
+    Traceback (most recent call last):
+    secateur.errors.TrainingError: a batch of data= cannot be run: RuntimeError: mat1 and mat2 shapes cannot be ...
+    """
+    try:
+        yield
+    except (SecateurError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise TrainingError(
+            f"a batch of data= cannot be run: {type(error).__name__}: {first_line(error).rstrip('.:')}. Batches have "
+            "to be what task= expects, and what it takes of them has to fit the model, like the example input."
+        ) from error
 
 
 @contextmanager

@@ -151,7 +151,10 @@ _LIMITS: dict[str, tuple[Callable[[Recipe], bool], str]] = {
         "rising fractions in (0, 1) with schedule='step', and none with another schedule",
     ),
     "milestone_factor": (lambda r: 0 < r.milestone_factor < 1, "a number in (0, 1)"),
-    "warmup_epochs": (lambda r: 0 <= r.warmup_epochs < r.epochs, "a number of epochs >= 0 and below `epochs`"),
+    "warmup_epochs": (
+        lambda r: 0 <= r.warmup_epochs < r.epochs,
+        "a number of epochs >= 0 and below `epochs`; a run of one epoch needs warmup_epochs=0",
+    ),
     "first_epoch": (
         lambda r: isinstance(r.first_epoch, int) and 0 <= r.first_epoch < r.epochs,
         "a whole number >= 0 and below `epochs`",

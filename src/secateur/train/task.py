@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secateur.errors import TrainingError
+from secateur.errors import MethodError, TrainingError
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -200,6 +200,17 @@ class FunctionTask:
                 return given
             return given, {}
         return (given,), {}
+
+
+def check_task(task: object) -> None:
+    """Raise `MethodError` for a class in the place of a task.
+
+    >>> check_task(ClassificationTask)
+    Traceback (most recent call last):
+    secateur.errors.MethodError: task=<class 'secateur.train.task.ClassificationTask'>: expected a task such as ...
+    """
+    if isinstance(task, type):
+        raise MethodError(f"task={task!r}: expected a task such as ClassificationTask(), and no class.")
 
 
 def logits_of(output: Any) -> Tensor:

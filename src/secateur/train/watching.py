@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..errors import TrainingError
 from ..graph.products import CONVOLUTION, Site, Uses, factors_of
 from ..graph.tape import op_name, plain_kernels, set_training, state_names, tensors, untouched
-from .batches import to_device
+from .batches import explained, to_device
 from .randomness import same_loader_after, same_randomness_after
 from .task import Inputs, Task
 
@@ -336,7 +336,7 @@ def _run(model: nn.Module, inputs: Inputs, mode: ProductWatch) -> None:
     kernels = plain_kernels() if is_recurrent else _no_fused_attention()
     with untouched(model), torch.no_grad(), kernels:
         set_training(model, False)
-        with mode:
+        with mode, explained():
             model(*args, **kwargs)
 
 
@@ -355,7 +355,7 @@ def input_batches(data: Iterable[Any], task: Task, device: torch.device) -> Iter
     """Give what to call the model with, batch by batch; random numbers and the loader are as before after the block.
 
     Raises:
-        TrainingError: there is no batch.
+        TrainingError: there is no batch, or the task cannot read one.
 
     >>> from secateur.train.task import ClassificationTask
     >>> with input_batches([(torch.zeros(2, 3), torch.zeros(2))], ClassificationTask(), torch.device("cpu")) as batches:
@@ -370,7 +370,9 @@ def _inputs(data: Iterable[Any], task: Task, device: torch.device) -> Iterator[I
     count = 0
     for batch in data:
         count += 1
-        yield task.to_inputs(to_device(batch, device))
+        with explained():
+            inputs = task.to_inputs(to_device(batch, device))
+        yield inputs
     if not count:
         raise TrainingError("data= gave no batch; a generator can be read once only, pass a list or a loader.")
 

@@ -51,7 +51,7 @@ def product(labels: Labels, op: Op, one: Ref, other: Ref, bias: Any) -> None:
     if isinstance(bias, Ref):
         operands.append(labels.operand(bias))
     labels.set(out, labels.meet(out.shape, operands))
-    _count(labels, op, [layer[(0,) * summed] for layer in inner])
+    _count(labels, op, [layer.as_strided(layer.shape[-1:], layer.stride()[-1:]) for layer in inner])
 
 
 def _laid(labels: Labels, ref: Ref, places: list[int], shape: tuple[int, ...]) -> Operand:
