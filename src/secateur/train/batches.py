@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import SecateurError, TrainingError, first_line
+from ..errors import SecateurError, TrainingError, first_line
 
 
 def device_of(model: nn.Module) -> torch.device:
