@@ -196,7 +196,7 @@ def test_no_labels_is_refused(data):
         ({"task": None}, "and task="),
         ({"data": []}, "0 batch in data= and needs two"),
         ({"data": batches(1)}, "1 batch in data= and needs two"),
-        ({"data": [(torch.zeros(2, 5, 8, 8, dtype=DOUBLE), torch.zeros(2).long())] * 2}, "could not run the model on"),
+        ({"data": [(torch.zeros(2, 5, 8, 8, dtype=DOUBLE), torch.zeros(2).long())] * 2}, "amc: .*has to fit the model"),
     ],
 )
 def test_data_that_do_not_do_are_refused(parts, words):

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import MethodError, SecateurError, TrainingError
+from ..errors import MethodError, TrainingError
 from ..graph.products import Product, Site, weight_view
 from ..plan import Plan
 from ..recovery.moments import ProductMoments, Sampling, channel_sums, column_channels, product_moments
@@ -181,10 +181,3 @@ def explained() -> Iterator[None]:
         yield
     except TrainingError as error:
         raise MethodError(f"amc: {error}") from error
-    except SecateurError:
-        raise
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise MethodError(
-            f"amc could not run the model on data=: {error}. Every batch has to fit the model, like the example "
-            "input, and to have labels."
-        ) from error

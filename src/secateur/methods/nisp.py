@@ -44,7 +44,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..errors import MethodError, NothingToPrune, SecateurError, UnknownName
+from ..errors import MethodError, NothingToPrune, TrainingError, UnknownName
 from ..graph.groups import ChannelGraph
 from ..graph.products import Product, Site, products
 from ..train.batches import device_of
@@ -261,13 +261,8 @@ def _responses(problem: Problem, finals: Sequence[Product], most: int) -> dict[i
 def _watched(problem: Problem, inputs: Inputs, see: Mapping[Site, Callable[[Seen], None]]) -> None:
     try:
         watch(problem.model, inputs, see)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        if isinstance(error, SecateurError):
-            raise
-        raise MethodError(
-            f"nisp cannot run the model on a batch of data=: {error}. Every batch has to fit the model, like the "
-            "example input."
-        ) from error
+    except TrainingError as error:
+        raise MethodError(f"nisp: {error}") from error
 
 
 def _rows(product: Product, seen: Seen) -> Tensor:

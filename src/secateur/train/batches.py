@@ -65,7 +65,8 @@ def explained() -> Iterator[None]:
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise TrainingError(
             f"a batch of data= cannot be run: {type(error).__name__}: {first_line(error).rstrip('.:')}. Batches have "
-            "to be what task= expects, and what it takes of them has to fit the model, like the example input."
+            "to be what task= expects, with labels where these are read, and what it takes of them has to fit the "
+            "model, like the example input."
         ) from error
 
 
