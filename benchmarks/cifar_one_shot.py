@@ -28,6 +28,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from benchmarks._options import options_of
 from secateur import Budget, ChannelGraph, Plan, data, models, shrink, trace, train
 from secateur.catalogue import find
 from secateur.files import replacing
@@ -176,6 +177,7 @@ def collect(head: dict[str, Any], bench: Bench, seed: int, options: argparse.Nam
             print(f"{method:28} {remove:.0%} seed {seed} {repair:16} {accuracy:.2f}", flush=True)
         print(f"{time.perf_counter() - start:.0f} s", flush=True)
         result["rows"] = list(runs.values())
+        result["command"] = f"{head['command']} {options_of(result['rows'])}"
         with replacing(options.out) as partial:
             partial.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -209,7 +211,8 @@ def main() -> None:
     model.eval()
     images = data.cifar10(options.data)
     head = {
-        "command": "python -m benchmarks.cifar_one_shot --data FOLDER",
+        "command": "python -m benchmarks.cifar_one_shot --data FOLDER"
+        + (f" --finetune {options.finetune}" if options.finetune else ""),
         "data": "CIFAR-10 (JPEG), 10,000 test images; last epoch",
         "finetune_epochs": options.finetune,
     }

@@ -51,6 +51,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from benchmarks._options import options_of
 from secateur import Budget, HeldZeros, attach, data, models, sparsify, train
 from secateur.catalogue import find
 from secateur.files import replacing
@@ -220,6 +221,7 @@ def collect(head: dict[str, Any], bench: Bench, seed: int, options: argparse.Nam
             print(f"{method:20} {remove:.0%} seed {seed} {repair:10} {accuracy:.2f}", flush=True)
         print(f"{time.perf_counter() - start:.0f} s", flush=True)
         result["rows"] = list(runs.values())
+        result["command"] = f"{head['command']} {options_of(result['rows'])}"
         with replacing(options.out) as partial:
             partial.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -305,10 +307,8 @@ def main() -> None:
         bench = bench_of(options, options.work or Path(temporary))
         head = {
             "command": f"python -m benchmarks.cifar_unstructured --data {'digits' if is_digits else 'FOLDER'} "
-            f"--removes {' '.join(f'{r:g}' for r in options.removes)} "
             + ("--checkpoint FOLDER" if is_trained else f"--epochs {options.epochs}")
-            + f" --finetune {options.finetune} --seeds {' '.join(map(str, options.seeds))}"
-            + f" --methods {' '.join(options.methods)}",
+            + f" --finetune {options.finetune}",
             "data": f"{bench.images.name}, {len(bench.images.test_labels)} test images; last epoch; "
             + (
                 f"one trained network, {options.finetune} epochs more after pruning"
