@@ -138,8 +138,10 @@ def _default(own: dataclasses.Field[Any]) -> str:
 
 
 def _measured(name: str, measured: Mapping[str, Any]) -> list[str]:
-    """Return the section on measurements, with the control beside the method; nothing where there are none."""
-    rows = [row for row in measured.get("rows", ()) if row["method"] in (name, *CONTROLS)]
+    """Return the section on measurements, the control and variants (thinet:omp) too; nothing where there are none."""
+    every = measured.get("rows", ())
+    shown = [name, *dict.fromkeys(row["method"] for row in every if row["method"].startswith(f"{name}:")), *CONTROLS]
+    rows = [row for row in every if row["method"] in shown]
     own = {(row["model"], row["of"], row["remove"]) for row in rows if row["method"] == name}
     rows = [row for row in rows if (row["model"], row["of"], row["remove"]) in own]
     if not own:
@@ -150,7 +152,7 @@ def _measured(name: str, measured: Mapping[str, Any]) -> list[str]:
         [cell[0], f"{100 * cell[2]:g} % of {_unit(cell[1])}", method]
         + [cells.get((*cell, method, repair), "") for repair in repairs]
         for cell in sorted(own)
-        for method in dict.fromkeys((name, *CONTROLS))
+        for method in dict.fromkeys(shown)
         if any((*cell, method, repair) in cells for repair in repairs)
     ]
     lines = ["Test accuracy in percent: mean, standard deviation over seeds, and how many seeds.", ""]

@@ -15,7 +15,8 @@ re-fit), O(rows * D^2) with D = input channels * taps; the whole LASSO path from
 solve.
 
 Use it when there is data without labels and no time to train: it re-fits by itself, and later layers make up for
-earlier ones. Its choice of channels is rarely far from that of a norm under the same re-fit.
+earlier ones. Under the same re-fit its choice of channels was no better than that of a norm where half of the MACs
+went, and better by five points and more where 70 % went (below).
 
 Where we differ, and why:
 

@@ -14,8 +14,8 @@ Cost: for each group, one pass over the data up to the layers that read it, O(ro
 for the Gram matrix of the channels, then O(C * |T|) for the choice and one C x C solve. Memory C^2.
 
 Use it when there is data without labels and several layers are cut at once: each choice makes up for those before it.
-With a full re-fit afterwards the choice matters little, and ``selection="omp"`` or ``"backward"``, which re-fit while
-they choose, keep more than the greedy one.
+With a full re-fit afterwards the choice matters little up to half of the MACs. At 70 % ``selection="omp"`` and
+``"backward"``, which re-fit while they choose, were ahead of the greedy one by five points, level with LASSO.
 
 Where we differ, and why:
 
