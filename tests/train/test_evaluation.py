@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from secateur.errors import TrainingError
-from secateur.train import ClassificationTask, FunctionTask, evaluate
+from secateur.train import ClassificationTask, FunctionTask, Recipe, evaluate, fit
 
 from .cases import noisy_loader, random_numbers, tiny_model
 
@@ -41,7 +41,7 @@ def test_an_evaluation_leaves_no_trace(broken):
     flags = [module.training for module in model.modules()]
     before = copy.deepcopy(model.state_dict()), random_numbers(), generator.get_state().tolist()
     if broken:
-        with pytest.raises(RuntimeError, match="broken"):
+        with pytest.raises(TrainingError, match=r"a batch of the loader cannot be run: RuntimeError: broken"):
             evaluate(model, loader, TASK)
     else:
         evaluate(model, loader, TASK)
@@ -85,6 +85,18 @@ def test_a_metric_that_is_one_number_for_a_batch_is_refused():
     task = FunctionTask(inputs=lambda b: b, loss=lambda o, b: o.mean(), metric=lambda o, b: o.mean(), name="mean")
     with pytest.raises(TrainingError, match=r"metric 'mean' gave a tensor of shape \(\).*one score per sample"):
         evaluate(nn.Identity(), [torch.ones(2)], task)
+
+
+@pytest.mark.parametrize("batch", [(torch.ones(2, 9), torch.zeros(2, dtype=torch.long)), 3])
+def test_batches_that_do_not_fit_are_explained(batch):
+    model = nn.Linear(2, 2)
+    before = copy.deepcopy(model.state_dict())
+    words = r"a batch of the loader cannot be run: \w+Error: .*Batches have to be what task= expects"
+    with pytest.raises(TrainingError, match=words):
+        evaluate(model, [batch], TASK)
+    with pytest.raises(TrainingError, match=words):
+        fit(model, [batch], TASK, Recipe(epochs=1, lr=0.1))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_nothing_to_evaluate_is_an_error():

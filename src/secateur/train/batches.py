@@ -50,8 +50,11 @@ def sample_count(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explained(source: str = "data=") -> Iterator[None]:
     """Turn what a model or a task raises about a batch into a `TrainingError`; running out of memory stays what it is.
+
+    Args:
+        source: what the batch came from, as the caller knows it.
 
     >>> with explained():
     ...     nn.Linear(2, 1)(torch.zeros(1, 3))
@@ -64,9 +67,9 @@ def explained() -> Iterator[None]:
         raise
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise TrainingError(
-            f"a batch of data= cannot be run: {type(error).__name__}: {first_line(error).rstrip('.:')}. Batches have "
-            "to be what task= expects, with labels where these are read, and what it takes of them has to fit the "
-            "model, like the example input."
+            f"a batch of {source} cannot be run: {type(error).__name__}: {first_line(error).rstrip('.:')}. Batches "
+            "have to be what task= expects, with labels where these are read, and what it takes of them has to fit "
+            "the model, like the example input."
         ) from error
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import TrainingError
-from secateur.train.batches import device_of, same_modes_after, to_device
+from secateur.train.batches import device_of, explained, same_modes_after, to_device
 from secateur.train.progress import ProgressBar
 from secateur.train.randomness import same_loader_after, same_randomness_after
 from secateur.train.task import Inputs, Task
@@ -36,7 +36,8 @@ def evaluate(
         progress: True or False to force the progress bar; None = where there is a terminal.
 
     Raises:
-        TrainingError: the loader gives no sample, or the task's metric is not one score per sample.
+        TrainingError: the loader gives no sample, a batch cannot be run, or the task's metric is not one score per
+            sample.
 
     >>> from secateur.train.task import ClassificationTask
     >>> batches = [(torch.eye(2), torch.tensor([0, 1])), (torch.eye(2)[:1], torch.tensor([1]))]
@@ -64,7 +65,8 @@ def score_sums(
         model.eval()
         for batch in loader:
             batch = to_device(batch, device)
-            scores = task.metric(forward(model, task.to_inputs(batch), precision), batch)
+            with explained("the loader"):
+                scores = task.metric(forward(model, task.to_inputs(batch), precision), batch)
             if scores.ndim != 1:
                 raise TrainingError(
                     f"the metric {task.name!r} gave a tensor of shape {tuple(scores.shape)}; "

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from secateur.errors import TrainingError
 from secateur.train.attachment import Attachment, Moment
-from secateur.train.batches import device_of, same_modes_after, sample_count, to_device
+from secateur.train.batches import device_of, explained, same_modes_after, sample_count, to_device
 from secateur.train.checkpoint import (
     Checkpoint,
     discard_checkpoints,
@@ -296,9 +296,11 @@ class _Run:
             attachment.after_step(moment)
 
     def _loss(self, batch: Any, moment: Moment) -> Tensor:
-        recipe, inputs = self.recipe, self.task.to_inputs(batch)
-        output = forward(self.wrapped, inputs, recipe.precision, channels_last=recipe.channels_last)
-        parts = [("loss", self.task.loss(output, batch))]
+        recipe = self.recipe
+        with explained("the loader"):
+            inputs = self.task.to_inputs(batch)
+            output = forward(self.wrapped, inputs, recipe.precision, channels_last=recipe.channels_last)
+            parts = [("loss", self.task.loss(output, batch))]
         for attachment in self.attachments:
             extra = attachment.extra_loss(moment)
             if extra is not None:
