@@ -60,3 +60,11 @@ def test_the_default_precision_is_back_also_after_a_failure():
     with pytest.raises(VerificationError, match="the shrunk model does not run in float64"):
         verify(model, small, plan, x)
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_layer_that_the_model_does_not_hold_is_hinted_at():
+    unheld = [nn.Linear(6, 6)]
+    model, x = Net(lambda y: unheld[0](y)).eval(), torch.randn(5, 4)
+    plan = Plan.from_removed({}, {})
+    with pytest.raises(VerificationError, match=r"does not run in float64.*in a plain list; use nn\.ModuleList"):
+        verify(model, model, plan, x)

@@ -160,8 +160,13 @@ def _running(which: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        hint = (
+            ". A layer that the model does not hold (in a plain list; use nn.ModuleList) or a dtype in its code stays "
+            "in its own precision"
+        )
         raise VerificationError(
             f"the {which} model does not run in float64, so nothing is proved: {type(error).__name__}: {error}"
+            + hint * any(dtype in str(error).lower() for dtype in ("float", "double", "dtype", "half"))
         ) from error
 
 
