@@ -14,6 +14,7 @@ from ..errors import MethodError, SecateurError, TrainingError
 from ..graph.groups import ChannelGraph
 from ..plan import Plan
 from ..surgery.mask import dead_places, neutral
+from ..surgery.shrink import clone
 from ..train.attachment import Attachment, Moment
 from ..train.batches import device_of, to_device
 from ..train.loop import fit
@@ -22,7 +23,6 @@ from ..train.schedules import Recipe
 from ..train.task import Task
 from ..train.tracking import Tracking
 from ._problem import Problem
-from ._sensitivity_measure import clone
 from ._weights import WeightProblem
 
 AnyProblem = Problem | WeightProblem
@@ -83,6 +83,8 @@ def blamed(method: str, problem: AnyProblem) -> Iterator[None]:
     try:
         yield
     except TrainingError as error:
+        if error.__cause__ is not None:  # a batch cannot be run, so none is looked through for values
+            raise MethodError(f"{method} could not train on data=: {error}") from error
         raise MethodError(f"{method}: {error}{_first_bad_layer(problem)}") from error
     except SecateurError:
         raise
