@@ -1,13 +1,16 @@
 """The one call for single weights."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
 
 import secateur as sc
 from secateur import Budget, sparsify
-from secateur.errors import BudgetError, MethodError, NothingPruned, UnknownName
+from secateur.errors import BudgetError, MethodError, NothingPruned, SurgeryError, UnknownName
 from secateur.methods import L1Filter, Magnitude, Pattern
+from secateur.train import ClassificationTask
 
 
 def model():
@@ -71,3 +74,14 @@ def test_nothing_removed_is_said():
     with pytest.warns(NothingPruned) as told:
         sparsify(tiny, pattern=padded)
     assert told[0].filename == __file__, "where the call stands"
+
+
+@pytest.mark.parametrize("method", ["magnitude", "sparsegpt"])
+def test_a_model_that_cannot_be_copied_is_refused(method):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    model.lock = threading.Lock()
+    before = [parameter.clone() for parameter in model.parameters()]
+    data = [(torch.randn(16, 4), torch.zeros(16, dtype=torch.long))]
+    with pytest.raises(SurgeryError, match=r"attribute 'lock' of the model, a lock, cannot be copied"):
+        sparsify(model, budget=Budget(remove=0.5, of="weights"), method=method, data=data, task=ClassificationTask())
+    assert all(map(torch.equal, model.parameters(), before))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from .graph.walk import parameters_of
 from .methods._weights import Pattern, WeightDecision, WeightMethod, WeightProblem
 from .store import BudgetNote, Details, annotate_
 from .surgery.finalize import check_plain
+from .surgery.shrink import clone
 from .train.held_zeros import HeldZeros
 from .train.task import Task, check_task
 from .weight_plan import WeightPlan
@@ -97,6 +97,7 @@ def sparsify(
         MethodError: the method cannot work on this model, data or these weights, or removes channels; or the model is
             masked by torch.nn.utils.prune (see `finalize`).
         NothingToPrune: no weight is free to go.
+        SurgeryError: the model holds something that cannot be copied, such as a lock; names it.
         TraceError: the model is no module, or torch.jit compiled one of its modules.
         UnknownName: no such method, module or parameter.
 
@@ -112,7 +113,7 @@ def sparsify(
     problem = weight_problem(model, args, **what, kwargs=kwargs, data=data, task=task, seed=seed)
     asked = problem.budget
     decision = chosen.choose(problem)
-    sparse = copy.deepcopy(decision.model if decision.model is not None else model)
+    sparse = clone(decision.model if decision.model is not None else model)
     decision.plan.apply_(sparse)
     if not decision.plan.removed_count and asked.remove > 0:
         warnings.warn(f"{asked}: nothing was removed.", NothingPruned, stacklevel=3)

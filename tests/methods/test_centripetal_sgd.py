@@ -15,8 +15,8 @@ from secateur.errors import MethodError, MissingExtra
 from secateur.graph.tape import tensors
 from secateur.methods import CentripetalSgd, Problem
 from secateur.methods._channel_sides import channel_sides
-from secateur.methods._sensitivity_measure import clone
 from secateur.methods.centripetal_sgd import Clusters, centripetal_gradient, cluster_means, clustered, trim_
+from secateur.surgery.shrink import clone
 from secateur.train import Attachment, ClassificationTask, Moment, Recipe, fit
 
 from ..contract.cases import CASES

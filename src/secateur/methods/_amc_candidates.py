@@ -15,14 +15,14 @@ from ..graph.products import Product, Site, weight_view
 from ..plan import Plan
 from ..recovery.moments import ProductMoments, Sampling, channel_sums, column_channels, product_moments
 from ..recovery.refit import Refit, Refitting, added
-from ..surgery.shrink import shrink
+from ..surgery.shrink import clone, shrink
 from ..train.batches import device_of, sample_count
 from ..train.randomness import same_loader_after, same_randomness_after
 from ..train.task import Task
 from ..train.watching import kernel_of
 from ._problem import Problem
 from ._scores import l1_norms, plan_from_counts
-from ._sensitivity_measure import Measured, clone, measure
+from ._sensitivity_measure import Measured, measure
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ..surgery.shrink import clone
 from ..train.attachment import Attachment, Moment
 from ..train.schedules import Recipe
 from ._history import Standing
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for
-from ._sensitivity_measure import clone
 from ._taking_part import check_optimizer
 from ._training import train_
 from ._watch import Watch

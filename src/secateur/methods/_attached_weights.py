@@ -11,9 +11,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
+from ..surgery.shrink import clone
 from ..train.attachment import Attachment
 from ..train.schedules import Recipe
-from ._sensitivity_measure import clone
 from ._training import train_
 from ._weights import WeightDecision, WeightProblem
 

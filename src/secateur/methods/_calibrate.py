@@ -7,7 +7,6 @@ Nothing is stored but sums over rows, in float64.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +19,7 @@ from ..errors import MethodError
 from ..graph.products import Site
 from ..graph.walk import modules_of, parameters_of
 from ..recovery.moments import Sampling
+from ..surgery.shrink import clone
 from ..train.batches import device_of, sample_count
 from ..train.watching import Seen, input_batches, kernel_of, products_run, watch, write_kernel_
 from ._weight_choice import Scope, check_scope, layer_counts, pattern_mask
@@ -147,7 +147,7 @@ class Calibration:
             for weight in free:
                 pattern_mask(weight, torch.zeros(weight.tensor.shape), problem.pattern)
         names = {weight.name for weight in free}
-        self.work = copy.deepcopy(problem.model)
+        self.work = clone(problem.model)
         self.weights = [w for w in prunable_weights(self.work, problem.include) if w.name in names]
 
     def counts(self, scope: Scope) -> dict[str, int]:

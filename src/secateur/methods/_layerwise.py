@@ -6,7 +6,6 @@ channels of one group add up to what its readers give, choose, re-fit, and go on
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from ..recovery.moments import (
 )
 from ..recovery.refit import kept_columns, pruned_prefix
 from ..surgery.mask import mask
+from ..surgery.shrink import clone
 from ..train.watching import kernel_of, write_kernel_
 from ._problem import Problem
 
@@ -63,7 +63,7 @@ class LayerWise:
             raise MethodError(
                 f"{self.method} looks at activations: give data= (some batches; labels are not read) and task=."
             )
-        self.work = copy.deepcopy(self.problem.model)
+        self.work = clone(self.problem.model)
         self.products = products(self.problem.graph)
 
     @property

@@ -14,11 +14,11 @@ from ..graph.tape import map_tensors
 from ..graph.walk import state_of
 from ..plan import Plan
 from ..recovery.moments import taps_of
+from ..surgery.shrink import clone
 from ..surgery.verify import verify
 from ..train.watching import kernel_of, write_kernel_
 from ._problem import Problem
 from ._scales import Scales
-from ._sensitivity_measure import clone
 
 
 def rescale_(model: nn.Module, graph: ChannelGraph, scales: Scales, factor: float) -> None:

@@ -17,7 +17,7 @@ from ..graph.labels import compact
 from ..plan import Plan
 from ..recovery.batchnorm import reestimate_batchnorm_
 from ..surgery.mask import dead_places, neutral
-from ..surgery.shrink import copy_with, shrink
+from ..surgery.shrink import clone, shrink
 from ..train.batches import device_of, explained, same_modes_after, sample_count, to_device
 from ..train.loop import fit
 from ..train.progress import ProgressBar
@@ -139,11 +139,6 @@ class Bench:
             return None
         modules = {member.module for member in self.graph.groups[name].members}
         return {n for n, _ in small.named_parameters() if _module_of(n) in modules}
-
-
-def clone(model: nn.Module) -> nn.Module:
-    """Return a copy that shares no tensor with the model."""
-    return copy_with(model, lambda _, tensor: tensor.detach().clone(memory_format=torch.preserve_format))
 
 
 def groups_in_statistics(graph: ChannelGraph) -> set[str]:

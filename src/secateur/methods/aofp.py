@@ -44,6 +44,7 @@ from torch import Tensor, nn
 from ..budget import kept_counts, meet
 from ..errors import BudgetError, MethodError, NothingToPrune
 from ..plan import Plan
+from ..surgery.shrink import clone
 from ..train.attachment import Attachment, Moment
 from ..train.loop import fit
 from ..train.schedules import Recipe
@@ -51,7 +52,6 @@ from ..train.task import Inputs, Task
 from ._damage import Damages
 from ._problem import Decision, Problem
 from ._scores import counts_for, eligible, plan_from_counts
-from ._sensitivity_measure import clone
 from ._training import HeldAtZero, blamed, training_data
 
 log = logging.getLogger(__name__)

@@ -46,6 +46,7 @@ import torch
 from torch import Tensor
 
 from ..plan import Plan
+from ..surgery.shrink import clone
 from ..train.attachment import Attachment, Moment
 from ..train.randomness import epoch_seed
 from ..train.schedules import Recipe
@@ -53,7 +54,6 @@ from ._compensate import compensated
 from ._filters import JointFilters
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible
-from ._sensitivity_measure import clone
 from ._settings import check_settings
 from ._training import HeldAtZero, blamed, train_, training_data
 

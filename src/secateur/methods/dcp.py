@@ -49,6 +49,7 @@ from torch import Tensor, nn
 from ..errors import TrainingError
 from ..graph.products import products
 from ..plan import Plan
+from ..surgery.shrink import clone
 from ..train.batches import device_of, same_modes_after, to_device
 from ..train.randomness import epoch_seed, same_loader_after, same_randomness_after, seed_, seed_loader_
 from ..train.task import Inputs
@@ -56,7 +57,6 @@ from ._auxiliary import AuxiliaryHead, Socket, evenly, sockets
 from ._column_selection import Selection, SubProblem, readings
 from ._problem import Decision, Problem
 from ._scores import Allocation, counts_for, eligible
-from ._sensitivity_measure import clone
 from ._settings import check_settings
 from ._training import HeldAtZero, blamed, training_data
 

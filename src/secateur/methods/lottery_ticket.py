@@ -43,11 +43,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import MethodError
+from ..surgery.shrink import clone
 from ..train.held_zeros import HeldZeros
 from ..train.schedules import RECIPES, Recipe
 from ..train.snapshots import Snapshots
 from ..weight_plan import WeightPlan
-from ._sensitivity_measure import clone
 from ._stages import choose_part
 from ._training import train_, training_data
 from ._weight_choice import LayerKeptAlive, Scope, check_scope, choose

@@ -185,6 +185,15 @@ def cut_tensor(tensor: Tensor, cuts: Cut) -> Tensor:
     return result if order is None else in_order(result, order)
 
 
+def clone(model: nn.Module) -> nn.Module:
+    """Return a copy that shares no tensor with the model.
+
+    Raises:
+        SurgeryError: as `copy_with`.
+    """
+    return copy_with(model, lambda _, tensor: tensor.detach().clone(memory_format=torch.preserve_format))
+
+
 def copy_with(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """Deep-copy a model, with ``make(name, tensor)`` in place of every parameter and buffer; tied ones stay tied.
 
