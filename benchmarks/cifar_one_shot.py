@@ -1,7 +1,7 @@
 """One-shot methods on CIFAR-10: what the choice of channels is worth, and what repair is.
 
     python -m benchmarks.cifar_one_shot --data FOLDER [--methods NAME ...] [--removes 0.3 0.5 0.7] [--seeds 0 1 2]
-        [--finetune 5] [--out benchmarks/results/cifar_one_shot.json]
+        [--finetune 5] [--threads 2] [--out benchmarks/results/cifar_one_shot.json]
 
 The committed ResNet-20 (benchmarks/checkpoints/resnet20, made by the command in its record) is cut to 30, 50 and 70 %
 fewer MACs. Every method removes the same number of channels from each layer (the same fraction of the inner channels of
@@ -203,9 +203,10 @@ def main() -> None:
     parser.add_argument("--removes", nargs="+", type=float, default=(0.3, 0.5, 0.7))
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--finetune", type=int, default=0, help="epochs after the repairs")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     model = models.resolve("resnet20")
     model.load_state_dict(load_file(options.checkpoint / "model.safetensors"))
     model.eval()
