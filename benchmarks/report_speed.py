@@ -103,12 +103,13 @@ def measure(folder: Path) -> dict[str, dict[str, float]]:
     mark("")
     from secateur.report.comparison import gather
     from secateur.report.comparison_page import page_of
-    from secateur.report.page import write_page
+    from secateur.report.page import prepare, write_page
 
     mark("import_s")
     with ResultStore(folder) as store:
         store.statuses()
     mark("open_s")
+    prepare()
     findings = gather(folder)
     mark("gather_s")
     page = page_of(findings)

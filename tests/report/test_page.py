@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from secateur.errors import StoreError
-from secateur.report.page import Chart, Page, Section, Table, render, write_page
+from secateur.errors import MissingExtra, StoreError
+from secateur.report import page as page_module
+from secateur.report.page import Chart, Page, Section, Table, prepare, render, write_page
 
 POINTS = {
     "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
@@ -65,6 +66,20 @@ def test_a_chart_is_a_picture_and_a_specification_that_cannot_break_out():
     (stored,) = re.findall(r'<script type="application/json">(.*?)</script>', html, re.DOTALL)
     assert json.loads(stored) == POINTS
     assert "<svg" in html
+
+
+def test_scripts_that_could_not_be_bundled_fail_the_page_with_charts_only_and_not_for_good(monkeypatch):
+    def missing(*_, **__):
+        raise MissingExtra("no vl_convert")
+
+    page_module._bundling.cache_clear()
+    with monkeypatch.context() as broken:
+        broken.setattr(page_module, "require", missing)
+        prepare()
+        assert "<html" in render(a_page())
+        with pytest.raises(MissingExtra, match="no vl_convert"):
+            page_module._script()
+    assert "vega" in page_module._script()
 
 
 def test_nothing_is_fetched_and_every_element_is_closed():

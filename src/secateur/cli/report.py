@@ -38,8 +38,10 @@ def report(
     with session(as_json=as_json, verbose=verbose, quiet=quiet) as run:
         from ..report.comparison import gather, values_of
         from ..report.comparison_page import card_of, page_of
-        from ..report.page import write_json, write_page, write_text
+        from ..report.page import prepare, write_json, write_page, write_text
 
+        if Path(folder).is_dir():
+            prepare()
         findings = gather(folder, experiment)
         target = Path(out) if out is not None else Path(folder) / "report.html"
         write_page(page_of(findings), target)

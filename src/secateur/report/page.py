@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,14 @@ def render(page: Page) -> str:
     )
 
 
+def prepare() -> None:
+    """Start to bundle the scripts of charts, the same for every page, in a thread, while a page is put together.
+
+    It takes two seconds, once in a process. What goes wrong there is raised by `render`, where a page has charts.
+    """
+    _bundling()
+
+
 def write_page(page: Page, path: str | os.PathLike[str]) -> None:
     """Write the page as HTML; an existing file is replaced in one step.
 
@@ -219,7 +229,20 @@ def _picture(chart: Chart) -> Markup:
 
 def _script() -> Markup:
     """Return Vega and its embedding, to stand in the page."""
-    vl_convert = require("vl_convert", extra="report", purpose=PURPOSE)
-    bundle: str = vl_convert.javascript_bundle()
+    try:
+        bundle = _bundling().result()
+    except BaseException:
+        _bundling.cache_clear()  # what was missing may be there next time
+        raise
     assert "</script" not in bundle.lower(), "the bundle would end the element that it stands in"
     return Markup(bundle)
+
+
+@cache
+def _bundling() -> Future[str]:
+    return ThreadPoolExecutor(1, thread_name_prefix="bundling").submit(_bundle)
+
+
+def _bundle() -> str:
+    bundle: str = require("vl_convert", extra="report", purpose=PURPOSE).javascript_bundle()
+    return bundle
