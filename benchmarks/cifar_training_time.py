@@ -3,6 +3,7 @@
     python -m benchmarks.cifar_training_time --data FOLDER [--methods NAME ...] [--epochs 160] [--seeds 0 1 2]
         [--remove 0.5] [--threads 2] [--out benchmarks/results/cifar_training_time.json]
     python -m benchmarks.cifar_training_time --data digits
+    python -m benchmarks.cifar_training_time --data FOLDER --checkpoint benchmarks/checkpoints/resnet20 [--epochs 2]
 
 A network (ResNet-20 for CIFAR-10, a small ResNet for digits) loses half of its MACs. A run of every method has the same
 number of epochs in all, `--epochs`, from random weights and with the same SGD: an eighth of them at the end, at a tenth
@@ -15,6 +16,10 @@ of the rate, fine-tune what is left, and the others are shared out by what the m
 Beside them stand "dense", the whole network trained for `--epochs` epochs, and "scratch:METHOD", the network that the
 method left, trained for `--epochs` epochs from random weights. MACs are of one training run's epochs: what a method
 saves by a smaller network is not turned into more epochs.
+
+The third form is for machines on which training takes days. Every run starts from one trained network and trains it for
+`--epochs` more, at a tenth of the rate: with the method (L1, random and dense: without one), and an eighth of them, one
+at least, after the cut. There are no "scratch:" networks: a training as short as this would leave them nowhere.
 
 Methods with the same widths and seed share one scratch run. Settings of methods that the schedule is too short for are
 scaled to it, as `settings` here and in the rows says; none was tuned on accuracy. Each seed has its own weights and
@@ -32,12 +37,13 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from secateur import Budget, ChannelGraph, Plan, data, models, shrink, trace, train
@@ -56,20 +62,25 @@ FROM_SCRATCH = ("network_slimming", "ista_bn", "soft_filter", "structured_sparsi
 TUNING = 1 / 8  # of the epochs, for fine-tuning
 
 
-def settings(method: str, steps: int, is_small: bool) -> dict[str, Any]:
+SHORT = 1000  # steps
+
+
+def settings(method: str, steps: int) -> dict[str, Any]:
     """Return the settings that follow from how many steps are trained with a method; others are the paper's.
 
-    Penalties are per step and the papers' runs have some 60,000 of them, so that on digits, with a few hundred, they
-    are larger.
+    Penalties are per step and the papers' runs have some 60,000 of them, so that they are larger where there are a few
+    hundred: enough for a scale that no gradient holds up to reach zero.
     """
+    is_short = steps < SHORT
     found: dict[str, dict[str, Any]] = {
         "centripetal_sgd": {"strength": round(min(max(60 / steps, 3e-3), 0.5), 4), "vector_scale": 1.0},
-        "depgraph_group_norm": {"penalty": 1e-2} if is_small else {},
+        "depgraph_group_norm": {"penalty": 1e-2} if is_short else {},
         "global_dynamic": {"interval": max(steps // 40, 1), "window": max(steps // 80, 1)},
         "greg": {"growth": 10 / steps, "update_steps": max(steps // 200, 1), "settle_steps": steps // 5},
         "group_fisher": {"interval": max(steps // 200, 1)},
-        "ista_bn": {"penalty": 2e-2, "early_penalty": 1e-2} if is_small else {},
-        "network_slimming": {"penalty": 1e-2} if is_small else {},
+        "ista_bn": {"penalty": 2e-2, "early_penalty": 1e-2} if is_short else {},
+        "network_slimming": {"penalty": 1e-2} if is_short else {},
+        "sparse_structure_selection": {"penalty": 0.1} if is_short else {},
         "structured_sparsity": {"update_steps": max(steps // 60, 1)},
     }
     return found.get(method, {})
@@ -89,15 +100,17 @@ class Share:
     tuning: int
 
     @classmethod
-    def of(cls, method: str, epochs: int) -> Share:
+    def of(cls, method: str, epochs: int, *, is_trained: bool = False) -> Share:
         """Share out; at least one epoch for each part that a method has.
 
         >>> Share.of("soft_filter", 16), Share.of("greg", 16)
         (Share(before=0, during=14, tuning=2), Share(before=7, during=7, tuning=2))
+        >>> Share.of("greg", 2, is_trained=True), Share.of("random", 2, is_trained=True)
+        (Share(before=0, during=1, tuning=1), Share(before=1, during=0, tuning=1))
         """
         tuning = max(round(TUNING * epochs), 1)
         rest = epochs - tuning
-        before = rest if method in CONTROLS else 0 if method in FROM_SCRATCH else rest // 2
+        before = rest if method in CONTROLS else 0 if method in FROM_SCRATCH or is_trained else rest // 2
         return cls(before, rest - before, tuning)
 
 
@@ -112,6 +125,10 @@ class Bench:
     recipe: train.Recipe
     remove: float
     epochs: int
+    trained: Mapping[str, Tensor] | None = None
+
+    def share(self, method: str) -> Share:
+        return Share.of(method, self.epochs, is_trained=self.trained is not None)
 
     def loader(self, seed: int) -> Any:
         return self.images.loaders(self.recipe.batch_size or 128, seed=seed, augment=self.name != "digits_resnet").train
@@ -119,7 +136,10 @@ class Bench:
     def network(self, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.fresh()
+            model = self.fresh()
+        if self.trained is not None:
+            model.load_state_dict(self.trained)
+        return model
 
     @functools.cached_property
     def graph(self) -> ChannelGraph:
@@ -141,13 +161,14 @@ class Bench:
         return self.fitted(self.network(seed), seed, epochs)
 
     def tuned(self, model: nn.Module, seed: int, epochs: int) -> nn.Module:
-        recipe = self.recipe.replace(seed=seed).finetuning(epochs)
+        recipe = self.recipe.replace(seed=seed)
+        recipe = recipe.finetuning(epochs) if self.trained is None else recipe.replace(epochs=epochs)
         return finetune(model, self.loader(seed), TASK, recipe, progress=False)[0]
 
     def settings(self, method: str) -> dict[str, Any]:
         images = len(self.images.train_labels)
-        steps = Share.of(method, self.epochs).during * -(-images // (self.recipe.batch_size or 128))
-        return {} if method in CONTROLS else settings(method, steps, self.name == "digits_resnet")
+        steps = self.share(method).during * -(-images // (self.recipe.batch_size or 128))
+        return {} if method in CONTROLS else settings(method, steps)
 
     def run(self, method: str, seed: int, plan: Plan | None = None) -> tuple[dict[str, float], Plan | None]:
         """Run one method with one seed; return the accuracies, and the plan that it left.
@@ -166,13 +187,13 @@ class Bench:
         return self._prune(method, seed)
 
     def _prune(self, method: str, seed: int) -> tuple[dict[str, float], Plan]:
-        share, loader = Share.of(method, self.epochs), self.loader(seed)
+        share, loader = self.share(method), self.loader(seed)
         base = copy.deepcopy(self.base(seed, share.before))
         budget = Budget(self.remove, "macs")
         problem = Problem(base, self.graph, budget, args=(self.example,), data=loader, task=TASK, seed=seed)
         own = self.settings(method)
         if method not in CONTROLS:
-            lr = self.recipe.lr if method in FROM_SCRATCH else self.recipe.lr / 10
+            lr = self.recipe.lr if method in FROM_SCRATCH or self.trained is not None else self.recipe.lr / 10
             own |= {"recipe": self.recipe.replace(epochs=share.during, lr=lr, seed=seed)}
         decision = find(method).make(**own).decide(problem)
         source = decision.model if decision.model is not None else base
@@ -180,6 +201,11 @@ class Bench:
         repaired = reestimate_batchnorm(copy.deepcopy(cut), loader, TASK, progress=False)
         found = {"cut": self.test(cut), "batchnorm": self.test(repaired)}
         return found | {"final": self.test(self.tuned(repaired, seed, share.tuning))}, decision.plan
+
+
+def _structure(plan: Plan) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return what decides how large the network that a plan leaves is: widths that shrink, and branches that go."""
+    return {name: len(plan.kept[name]) for name in plan if plan.removed(name)}, plan.removed_branches
 
 
 class Results:
@@ -199,18 +225,15 @@ class Results:
 
     def plan(self, method: str, seed: int) -> Plan:
         row = self.rows[method]
-        return Plan.from_removed(
-            {name: list(map(int, gone)) for name, gone in row["removed"][row["seeds"].index(seed)].items()},
-            {name: int(width) for name, width in self.head["widths"].items()},
-        )
+        return Plan.from_json(row["plans"][row["seeds"].index(seed)])
 
     def alike(self, method: str, seed: int) -> float | None:
         """Return what a finished scratch run with the widths of this one came to; None if there is none."""
-        widths = [len(kept) for kept in self.plan(method, seed).kept.values()]
+        structure = _structure(self.plan(method, seed))
         for name, row in self.rows.items():
             kind, _, other = name.partition(":")
             if kind == SCRATCH and seed in row["seeds"]:
-                if [len(kept) for kept in self.plan(other, seed).kept.values()] == widths:
+                if _structure(self.plan(other, seed)) == structure:
                     return float(row["accuracy"][row["seeds"].index(seed)])
         return None
 
@@ -220,8 +243,7 @@ class Results:
         row["accuracy"].append(found["final"])
         row["steps"].append({key: value for key, value in found.items() if key != "final"})
         if plan is not None:
-            gone = {name: list(plan.removed(name)) for name in plan if plan.removed(name)}
-            row.setdefault("removed", []).append(gone)
+            row.setdefault("plans", []).append(" ".join(plan.to_json().split()))
         row["mean"] = round(statistics.mean(row["accuracy"]), 2)
         row["std"] = round(statistics.stdev(row["accuracy"]), 2) if len(row["accuracy"]) > 1 else 0.0
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -231,7 +253,7 @@ class Results:
 
 def collect(bench: Bench, results: Results, methods: list[str], seeds: list[int]) -> None:
     """Run what is missing, seed by seed, so that all methods have one before any has two."""
-    scratch = [f"{SCRATCH}:{method}" for method in methods if method in CATALOGUE]
+    scratch = [f"{SCRATCH}:{method}" for method in methods if method in CATALOGUE and bench.trained is None]
     for seed in seeds:
         for method in [*methods, *scratch]:
             if results.has(method, seed):
@@ -242,14 +264,14 @@ def collect(bench: Bench, results: Results, methods: list[str], seeds: list[int]
                 pruned_by = method.partition(":")[2]
                 plan, known = results.plan(pruned_by, seed), results.alike(pruned_by, seed)
             found, left = bench.run(method, seed, plan) if known is None else ({"final": known}, None)
-            facts = {"settings": bench.settings(method), "share": vars(Share.of(method, bench.epochs))}
+            facts = {"settings": bench.settings(method), "share": vars(bench.share(method))}
             results.add(method, seed, found, left, facts if method in CATALOGUE else {})
             print(f"{method:32} seed {seed} {found} {time.perf_counter() - start:.0f} s", end=", ")
             print(f"{time.process_time() - cpu:.0f} s of CPU", flush=True)
 
 
-def bench_of(place: str, epochs: int | None, remove: float) -> Bench:
-    """Return the bench on digits, or on the CIFAR-10 of a folder."""
+def bench_of(place: str, epochs: int | None, remove: float, checkpoint: Path | None) -> Bench:
+    """Return the bench on digits, or on the CIFAR-10 of a folder, there from random weights or from a checkpoint."""
     if place == "digits":
         recipe = train.RECIPES["digits"]
         total = epochs or 16
@@ -257,16 +279,27 @@ def bench_of(place: str, epochs: int | None, remove: float) -> Bench:
             "digits_resnet", models.digits_resnet, torch.zeros(1, 1, 8, 8), data.digits(), recipe, remove, total
         )
     recipe = train.RECIPES["cifar"].replace(channels_last=True)
-    total = epochs or 160
-    example = torch.zeros(1, 3, 32, 32)
-    return Bench("resnet20", lambda: models.resolve("resnet20"), example, data.cifar10(place), recipe, remove, total)
+    trained = load_file(checkpoint / "model.safetensors") if checkpoint else None
+    if trained is not None:
+        recipe = recipe.replace(lr=recipe.lr / 10, warmup_epochs=0)
+    return Bench(
+        "resnet20",
+        functools.partial(models.resolve, "resnet20"),
+        torch.zeros(1, 3, 32, 32),
+        data.cifar10(place),
+        recipe,
+        remove,
+        epochs or (160 if trained is None else 2),
+        trained,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with the parquet files of CIFAR-10, or: digits")
     parser.add_argument("--methods", nargs="+", default=[DENSE, *CONTROLS, *training_methods()])
-    parser.add_argument("--epochs", type=int, default=None, help="in all, for each run [160; digits: 16]")
+    parser.add_argument("--checkpoint", type=Path, default=None, help="folder with a trained ResNet-20")
+    parser.add_argument("--epochs", type=int, help="in all, for each run [160; digits: 16; from a checkpoint: 2 more]")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--remove", type=float, default=0.5, help="of the MACs")
     parser.add_argument("--threads", type=int, default=1)
@@ -275,17 +308,20 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     logging.getLogger("secateur").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    bench = bench_of(options.data, options.epochs, options.remove)
     is_small = options.data == "digits"
+    if is_small and options.checkpoint:
+        parser.error("--checkpoint is of a network for CIFAR-10; digits take minutes from random weights.")
+    bench = bench_of(options.data, options.epochs, options.remove, options.checkpoint)
     head = {
         "command": f"python -m benchmarks.cifar_training_time --data {'digits' if is_small else 'FOLDER'}"
+        + (" --checkpoint benchmarks/checkpoints/resnet20" if options.checkpoint else "")
         + (f" --epochs {options.epochs}" if options.epochs else ""),
-        "data": f"{'digits' if is_small else 'CIFAR-10'}, {len(bench.images.test_labels):,} test images; last epoch",
+        "data": f"{'digits' if is_small else 'CIFAR-10'}, {len(bench.images.test_labels):,} test images; last epoch"
+        + (f", {bench.epochs} after a training without a method" if options.checkpoint else ""),
         "model": bench.name,
         "remove": options.remove,
         "of": "macs",
         "epochs": bench.epochs,
-        "widths": dict(bench.graph.widths),
     }
     out = options.out or RESULTS / f"{'digits' if is_small else 'cifar'}_training_time.json"
     collect(bench, Results(out, head), options.methods, options.seeds)
