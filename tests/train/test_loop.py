@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
+from secateur import Budget, prune
+from secateur.catalogue import find
 from secateur.errors import TrainingError
-from secateur.train import Attachment, ClassificationTask, Recipe, RegressionTask, fit
+from secateur.train import Attachment, ClassificationTask, Recipe, RegressionTask, evaluate, fit
 
 from .cases import KillAt, Killed, batches_of, noisy_loader, random_numbers, tiny_model
 
@@ -282,6 +284,34 @@ def test_an_iterable_without_a_length_trains_with_one_rate_per_epoch():
 
     fit(tiny_model(), Endless(), TASK, Recipe(epochs=2, lr=0.1), attachments=[Look()])
     assert rates == [0.1, 0.1, 0.05, 0.05]
+
+
+class Streamed(IterableDataset):
+    """Samples as they come: how many there are, it does not say."""
+
+    def __iter__(self):
+        for images, labels in batches_of(3):
+            yield from zip(images, labels, strict=True)
+
+
+def test_a_loader_over_an_iterable_dataset_trains_and_evaluates():
+    loader, model = DataLoader(Streamed(), batch_size=4), tiny_model()
+    listed = list(loader)
+    result = fit(model, loader, TASK, Recipe(epochs=2, lr=0.1), eval_loader=loader)
+    assert result.step_count == 2 * len(listed) > 2
+    assert result.metric == evaluate(model, listed, TASK)
+
+
+@pytest.mark.parametrize("method", ["autopruner", "hrank", "sensitivity", "taylor"])
+def test_a_method_reads_a_loader_over_an_iterable_dataset(method):
+    model, loader = tiny_model(), DataLoader(Streamed(), batch_size=4)
+    made = find(method).make(**find(method).brief)
+    budget = Budget(remove=0.25, of="channels")
+    assert prune(model, listed_image(loader), method=made, budget=budget, data=loader, task=TASK).removed > 0
+
+
+def listed_image(loader):
+    return next(iter(loader))[0][:1]
 
 
 def test_an_iterable_is_told_which_epoch_comes():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
 from typing import Any
@@ -15,7 +15,7 @@ from ..errors import MethodError, first_line
 from ..graph.tape import map_tensors, plain_kernels, set_training, tensors
 from ..graph.walk import modules_of
 from ..surgery.shrink import cut_copy
-from ..train.batches import device_of, to_device
+from ..train.batches import batches_in, device_of, to_device
 from ..train.progress import ProgressBar
 from ..train.randomness import Stream, same_loader_after, same_randomness_after
 from ..train.task import Task
@@ -72,7 +72,8 @@ def differentiating(
     if problem.data is None or problem.task is None:
         raise MethodError(f"{method} takes gradients of the loss: give data= (labelled batches) and task=.")
     data, device = problem.data, device_of(problem.model)
-    total = min(batch_count, len(data)) if isinstance(data, Sized) else batch_count
+    length = batches_in(data)
+    total = batch_count if length is None else min(batch_count, length)
     is_recurrent = any(isinstance(module, nn.RNNBase) for module in modules_of(problem.model).values())
     with ExitStack() as stack:
         stack.enter_context(same_randomness_after(device))

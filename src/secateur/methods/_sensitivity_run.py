@@ -7,7 +7,7 @@ import inspect
 import logging
 import math
 import pkgutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..budget import Budget
 from ..errors import MethodError, NothingToPrune, SurgeryError, UnknownName
 from ..graph.groups import ChannelGraph
 from ..surgery.feasible import feasible
+from ..train.batches import batches_in
 from ..train.progress import ProgressBar
 from ..train.task import Task
 from ._problem import Method, Problem
@@ -166,7 +167,8 @@ class Analysis:
 
     def _step_count(self, counts: dict[str, dict[float, int]]) -> int | None:
         evaluations = 1 + sum(len(set(each.values()) - {0}) for each in counts.values())
-        return evaluations * len(self.data) if isinstance(self.data, Sized) else None
+        length = batches_in(self.data)
+        return None if length is None else evaluations * length
 
 
 def sensitivity_ranks(problem: Problem, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:

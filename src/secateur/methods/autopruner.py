@@ -55,7 +55,7 @@ from ..graph.products import products, readers
 from ..graph.walk import parameters_of
 from ..plan import Plan
 from ..train.attachment import Moment
-from ..train.batches import device_of
+from ..train.batches import batches_in, device_of
 from ..train.points import averaged_over_processes
 from ..train.schedules import Recipe
 from ._attached import Attached, train_and_decide
@@ -448,7 +448,7 @@ def _length(data: Any) -> int:
     """Return how many batches of the data one process sees; 0 = unknown."""
     distributed = torch.distributed
     several = distributed.is_available() and distributed.is_initialized()
-    return len(data) // (distributed.get_world_size() if several else 1) if hasattr(data, "__len__") else 0
+    return (batches_in(data) or 0) // (distributed.get_world_size() if several else 1)
 
 
 def _parts(graph: ChannelGraph, names: Sequence[str], scope: str) -> list[list[str]]:

@@ -37,7 +37,6 @@ Where we differ, and why:
 from __future__ import annotations
 
 import logging
-from collections.abc import Sized
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -49,7 +48,7 @@ from ..errors import MethodError
 from ..graph.norms import Flow
 from ..graph.tape import set_training
 from ..surgery.shrink import cut_copy
-from ..train.batches import device_of, sample_count, to_device
+from ..train.batches import batches_in, device_of, sample_count, to_device
 from ..train.progress import ProgressBar
 from ..train.randomness import Stream, same_loader_after, same_randomness_after
 from ._features import Feature, Key, features, watch_features
@@ -143,7 +142,7 @@ class Hrank:
             stack.enter_context(same_randomness_after(device))
             stack.enter_context(same_loader_after(data))
             stack.enter_context(Stream(problem.seed))
-            bar = stack.enter_context(ProgressBar("ranks of maps", len(data) if isinstance(data, Sized) else None))
+            bar = stack.enter_context(ProgressBar("ranks of maps", batches_in(data)))
             runner = cut_copy(problem.model, {})
             set_training(runner, False)
             for batch in data:

@@ -37,6 +37,18 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
+def batches_in(loader: Any) -> int | None:
+    """Return how many batches a loader says that it gives; None where it does not say, as over an `IterableDataset`.
+
+    >>> batches_in([1, 2]), batches_in(iter([1, 2]))
+    (2, None)
+    """
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+
+
 def sample_count(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Return the length of the first axis of the first input that has axes; 1 if none has.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import TrainingError
-from secateur.train.batches import device_of, explained, same_modes_after, to_device
+from secateur.train.batches import batches_in, device_of, explained, same_modes_after, to_device
 from secateur.train.progress import ProgressBar
 from secateur.train.randomness import same_loader_after, same_randomness_after
 from secateur.train.task import Inputs, Task
@@ -44,7 +44,7 @@ def evaluate(
     >>> round(evaluate(nn.Identity(), batches, ClassificationTask()), 4)
     0.6667
     """
-    total = len(loader) if isinstance(loader, Sized) else None
+    total = batches_in(loader)
     with ProgressBar("evaluating", total, visible=progress) as bar:
         score_sum, score_count = score_sums(model, loader, task, precision=precision, bar=bar)
     return mean_score(score_sum, score_count)

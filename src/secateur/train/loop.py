@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from secateur.errors import TrainingError
 from secateur.train.attachment import Attachment, Moment
-from secateur.train.batches import device_of, explained, same_modes_after, sample_count, to_device
+from secateur.train.batches import batches_in, device_of, explained, same_modes_after, sample_count, to_device
 from secateur.train.checkpoint import (
     Checkpoint,
     discard_checkpoints,
@@ -181,7 +181,7 @@ class _Data:
 
     def __init__(self, made: Any, loader: Iterable[Any], eval_loader: Iterable[Any] | None, recipe: Recipe) -> None:
         self.train, self.evaluation = dealt(made, loader, even=True), dealt(made, eval_loader, even=False)
-        self.batch_count: int | None = len(self.train) if hasattr(self.train, "__len__") else None
+        self.batch_count = batches_in(self.train)
         self._seed = recipe.seed
         size, meant = getattr(loader, "batch_size", None), recipe.batch_size
         if size is not None and meant is not None and size * made.num_processes != meant:
