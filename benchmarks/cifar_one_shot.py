@@ -3,14 +3,15 @@
     python -m benchmarks.cifar_one_shot --data FOLDER [--methods NAME ...] [--removes 0.3 0.5 0.7] [--seeds 0 1 2]
         [--finetune 5] [--threads 2] [--out benchmarks/results/cifar_one_shot.json]
 
-The committed ResNet-20 (benchmarks/checkpoints/resnet20, made by the command in its record) is cut to 30, 50 and 70 %
+The committed ResNet-20 (benchmarks/checkpoints/resnet20, made by the command in its README) is cut to 30, 50 and 70 %
 fewer MACs. Every method removes the same number of channels from each layer (the same fraction of the inner channels of
 every block), so that only the choice of channels differs. A seed draws the calibration images, 1,024 training images in
 batches of 128. Accuracy is of all 10,000 test images, as cut, after batch-norm re-estimation, after the same
 least-squares re-fit, after both, and after `--finetune` epochs. Each finished row is written at once, and the same
 command goes on where a killed one stopped. cfp, dcp and aofp train while they prune, on the calibration images, for
 less long than their papers do (`settings` of their rows). thinet:omp and thinet:backward are ThiNet's journal version
-and backward elimination, both of which re-fit while they choose.
+and backward elimination, both of which re-fit while they choose. `--checkpoint` names the folder that `secateur train`
+wrote of another network; name another `--out` with it.
 """
 
 from __future__ import annotations
@@ -207,18 +208,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = models.resolve("resnet20")
+    made_of = json.loads((options.checkpoint / "train.json").read_text())["model"]
+    model = models.resolve(made_of)
     model.load_state_dict(load_file(options.checkpoint / "model.safetensors"))
     model.eval()
-    images = data.cifar10(options.data)
+    images, name = data.cifar10(options.data), made_of.rpartition(":")[2]
     head = {
         "command": "python -m benchmarks.cifar_one_shot --data FOLDER"
+        + (f" --checkpoint {options.checkpoint.name}" if options.checkpoint != CHECKPOINT else "")
         + (f" --finetune {options.finetune}" if options.finetune else ""),
         "data": "CIFAR-10 (JPEG), 10,000 test images; last epoch",
         "finetune_epochs": options.finetune,
     }
     for seed in options.seeds:
-        collect(head, Bench("resnet20", model, trace(model, torch.zeros(1, 3, 32, 32)), images), seed, options)
+        collect(head, Bench(name, model, trace(model, torch.zeros(1, 3, 32, 32)), images), seed, options)
 
 
 if __name__ == "__main__":
