@@ -17,7 +17,7 @@ FILES = {str(path.relative_to(SOURCE)): path for path in sorted(SOURCE.rglob("*.
 # A part imports its own line and the lines above it. `models` and `data` hang off `train`: nothing up to
 # the methods may need them.
 LINES = (
-    ("errors", "extras", "arguments", "files", "budget", "plan"),
+    ("errors", "extras", "arguments", "files", "threads", "budget", "plan"),
     ("graph",),
     ("weight_plan",),
     ("surgery",),

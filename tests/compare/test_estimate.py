@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from secateur.compare import estimate
 from secateur.compare.estimate import PASSES, estimates, totals
 from secateur.compare.work import Place, write_json
 from secateur.data import digits
@@ -78,3 +79,12 @@ def test_measuring_leaves_the_random_state_alone():
     before = torch.get_rng_state()
     estimates(tiny())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_speed_is_measured_with_the_threads_of_a_job(monkeypatch):
+    seen, step = [], estimate._step
+    monkeypatch.setattr(estimate, "_step", lambda *given: (seen.append(torch.get_num_threads()), step(*given)))
+    before = torch.get_num_threads()
+    estimates(tiny(), threads=before + 1)
+    assert set(seen) == {before + 1}
+    assert torch.get_num_threads() == before

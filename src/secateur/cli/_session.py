@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,16 +88,9 @@ def _show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
     typer.echo(f"{category.__name__}: {message}", err=True)
 
 
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def _threads(count: int | None) -> AbstractContextManager[None]:
     if count is None:
-        yield
-        return
-    import torch
+        return nullcontext()
+    from ..threads import torch_threads
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return torch_threads(count)

@@ -141,7 +141,7 @@ def compare(
         experiment = read_experiment(spec) if spec is not None else _from_flags(flags)
         how = {"retry_failed": retry_failed, "wait": wait, "watch": _watch(experiment, track, track_dir)}
         if dry_run:
-            _foresee(run, experiment, Path(out), jobs)
+            _foresee(run, experiment, Path(out), jobs, threads)
             return
         workers = _workers(Path(out), jobs, threads, ray)
         summary = _work(run, experiment, Path(out), workers, how)
@@ -169,10 +169,11 @@ def _from_flags(flags: dict[str, Any]) -> Experiment:
     return made(raw | {"models": [own | part for own in flags["model"]]}, where="the options")
 
 
-def _foresee(run: Session, experiment: Experiment, out: Path, jobs: int) -> None:
+def _foresee(run: Session, experiment: Experiment, out: Path, jobs: int, threads: int | None) -> None:
     from ..compare.estimate import estimates, totals
+    from ..threads import cores_shared
 
-    told = estimates(experiment, out)
+    told = estimates(experiment, out, threads=threads or cores_shared(jobs))
     total = totals(told, jobs=jobs)
     lines = ["status         train MACs      time  job", *(_line(one) for one in told)]
     about = "" if total["is_exact"] else "~"

@@ -13,6 +13,7 @@ import torch
 
 from ..catalogue import CATALOGUE
 from ..graph.groups import ChannelGraph, trace
+from ..threads import torch_threads
 from ..train import Recipe
 from ..train.randomness import same_randomness_after
 from .jobs import Job, jobs_of
@@ -44,7 +45,9 @@ class Estimate:
     seconds: float
 
 
-def estimates(experiment: Experiment, folder: str | Path | None = None) -> list[Estimate]:
+def estimates(
+    experiment: Experiment, folder: str | Path | None = None, *, threads: int | None = None
+) -> list[Estimate]:
     """Return what each job of an experiment takes.
 
     A network that is not cut yet counts as if its budget were of multiply-adds. Time follows from jobs in the store;
@@ -53,11 +56,12 @@ def estimates(experiment: Experiment, folder: str | Path | None = None) -> list[
     Args:
         experiment: what to run.
         folder: of the store, if there is one already.
+        threads: CPU threads of a job; None = torch's own number.
 
     Raises:
         SecateurError: a model or its data cannot be had.
     """
-    known = _Known(folder)
+    known = _Known(folder, threads)
     graphs: dict[str, ChannelGraph] = {}
     told = []
     for job in jobs_of(experiment):
@@ -73,7 +77,8 @@ def estimates(experiment: Experiment, folder: str | Path | None = None) -> list[
 class _Known:
     """What the store says of jobs that are done, and what was measured in its place."""
 
-    def __init__(self, folder: str | Path | None) -> None:
+    def __init__(self, folder: str | Path | None, threads: int | None) -> None:
+        self._threads = threads
         self.rows: dict[str, Row] = {}
         self.place = None if folder is None else Place(Path(folder))
         if folder is not None and (Path(folder) / FILE).exists():
@@ -102,7 +107,8 @@ class _Known:
         """Seconds of one multiply-add of training."""
         key = (str(job.model["name"]), str(job.model["data"]))
         if key not in self._speeds:
-            self._speeds[key] = self._found(key, images_of(job)[0]) or _measured(job)
+            with torch_threads(self._threads):
+                self._speeds[key] = self._found(key, images_of(job)[0]) or _measured(job)
         return self._speeds[key]
 
     def _found(self, key: tuple[str, str], images: int) -> float | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExperimentError
+from ..threads import cores_shared
 from .jobs import Job
 from .run import Answer
 
@@ -138,7 +139,7 @@ class LocalWorkers:
                 self._end_parent()  # it is dead
 
     def _start_parent(self) -> None:
-        threads = self.threads or max(1, (os.cpu_count() or 1) // self.count)
+        threads = self.threads or cores_shared(self.count)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-m", "secateur.compare.worker", str(self.folder), str(threads)]
         self._requests, other = socket.socketpair()
