@@ -170,8 +170,11 @@ class WeightProblem:
                 "something else: give one of them."
             )
 
-    def weights(self) -> list[Weight]:
+    def weights(self, *, blank: bool = False) -> list[Weight]:
         """Return the parameters that may lose weights, in the model's order.
+
+        Args:
+            blank: whether those on the meta device do, whose shape is all there is.
 
         Raises:
             NothingToPrune: there is none.
@@ -187,7 +190,7 @@ class WeightProblem:
                 "protect less, or name others with include=."
             )
         for weight in free:
-            _check_finite(weight)
+            _check_finite(weight, blank=blank)
         return free
 
     def removal_count(self, weights: Iterable[Weight]) -> int:
@@ -261,11 +264,17 @@ def _protected(model: nn.Module, protect: Iterable[str], names: list[str]) -> se
     return kept & set(names)
 
 
-def _check_finite(weight: Weight) -> None:
+def _check_finite(weight: Weight, *, blank: bool) -> None:
     tensor = weight.tensor.detach()
     if not tensor.is_floating_point():
         raise MethodError(f"parameter {weight.name!r} is {tensor.dtype}: only real floating-point weights can go.")
-    if tensor.device.type != "meta" and not all(bool(end.isfinite()) for end in torch.aminmax(tensor)):
+    if tensor.device.type == "meta":
+        if not blank:
+            raise MethodError(
+                f"parameter {weight.name!r} is on the meta device and holds no data to score. Load it first."
+            )
+        return
+    if not all(bool(end.isfinite()) for end in torch.aminmax(tensor)):
         raise MethodError(
             f"parameter {weight.name!r} holds NaN or infinite values: nothing can be scored. Repair it first."
         )
