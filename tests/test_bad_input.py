@@ -23,6 +23,7 @@ from secateur.errors import (
     UnknownName,
 )
 from secateur.graph import trace
+from secateur.methods import RandomWeights, erk_scope
 from secateur.methods.l1_filter import L1Filter
 from secateur.plan import Plan
 from secateur.prune import prune
@@ -263,6 +264,24 @@ def test_weights_without_data_are_not_scored_but_can_be_cut_at_random():
     small = prune(meta(), IMAGE, budget=HALF, check=False, method="random").model
     assert small[0].weight.device.type == "meta"
     assert small[0].out_channels == 4
+
+
+@pytest.mark.parametrize("method", ["magnitude", "synflow", "snip", "wanda", "gradual_magnitude"])
+def test_single_weights_without_data_are_not_scored(method):
+    options = {"method": method, "data": [(IMAGE, torch.zeros(2, dtype=torch.long))], "task": ClassificationTask()}
+    with pytest.raises(MethodError, match=r"'0\.weight' is on the meta device and holds no data to score"):
+        sparsify(meta(), IMAGE, budget=Budget(0.5, "weights"), **options)
+
+
+def test_single_weights_without_data_can_go_at_random():
+    budget = Budget(0.5, "weights")
+    scope = erk_scope(meta(), budget)
+    assert sparsify(meta(), budget=budget, method=RandomWeights(scope=scope)).removed == 0.5
+
+
+def test_weights_without_a_shape_are_named():
+    with pytest.raises(TraceError, match=r"'weight' has no shape yet: run the model once"):
+        sparsify(nn.LazyLinear(4), budget=Budget(0.5, "weights"))
 
 
 def test_an_example_without_data_is_enough():

@@ -216,6 +216,31 @@ def test_a_budget_out_of_reach_names_what_code_and_method_leave_whole():
         prune(model, torch.randn(2, 4), budget=Budget(0.5, "params"))
 
 
+class Masked(nn.Module):
+    """A transformer block with a padding mask and GPT-2's activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.attention = nn.Linear(3, 16), nn.MultiheadAttention(16, 4, batch_first=True)
+        self.up, self.down, self.head = nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 2)
+        self.register_buffer("future", torch.ones(5, 5).triu(1).bool())
+
+    def forward(self, x, padding):
+        x = self.embed(x)
+        x = x + self.attention(x, x, x, key_padding_mask=padding, attn_mask=self.future, need_weights=False)[0]
+        h = self.up(x)
+        return self.head(x + self.down(0.5 * h * (1 + torch.tanh(0.8 * (h + 0.04 * h**3)))))
+
+
+def test_a_mask_or_a_function_of_itself_added_makes_no_residual_stream():
+    """Heads under key_padding_mask, and neurons behind x + x**3 (GPT-2), were taken for one and stayed whole."""
+    model, args = Masked(), (torch.randn(2, 5, 3), torch.zeros(2, 5).bool())
+    are_streams = {name: group.is_residual for name, group in trace(model, args).groups.items()}
+    assert are_streams == {"embed": True, "attention": False, "up": False}
+    plan = prune(model, args, budget=Budget(0.3, "channels")).plan
+    assert [name for name in plan if plan.removed(name)] == ["attention", "up"]
+
+
 class Skip(nn.Module):
     """A residual block."""
 

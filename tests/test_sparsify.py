@@ -8,7 +8,7 @@ from torch import nn
 
 import secateur as sc
 from secateur import Budget, sparsify
-from secateur.errors import BudgetError, MethodError, NothingPruned, SurgeryError, UnknownName
+from secateur.errors import BudgetError, MethodError, NothingPruned, NothingToPrune, SurgeryError, UnknownName
 from secateur.methods import L1Filter, Magnitude, Pattern
 from secateur.train import ClassificationTask
 
@@ -56,6 +56,19 @@ def test_what_is_missing_or_mixed_up_is_named():
         sparsify(model(), budget=Budget(0.5, "weights"), data=[1])
     with pytest.raises(UnknownName, match="magnitude"):
         sparsify(model(), budget=Budget(0.5, "weights"), method="magnitud")
+
+
+def test_weights_that_are_computed_stay_whole_and_are_named(caplog):
+    budget, normed = Budget(0.5, "weights"), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    result = sparsify(nn.Sequential(normed, nn.Linear(4, 2)), budget=budget)
+    assert list(result.plan) == ["1.weight"]
+    assert "left whole, since torch.nn.utils.parametrize computes them: 0.weight" in caplog.text
+    with pytest.raises(NothingToPrune, match=r"0\.weight are computed \(torch\.nn\.utils\.parametrize\)"):
+        sparsify(nn.Sequential(normed), budget=budget)
+    caplog.clear()
+    named = sparsify(nn.Sequential(normed), budget=budget, include="0.parametrizations.weight.original1")
+    assert (named.model[0].weight == 0).sum() == 8
+    assert not caplog.text
 
 
 def test_prune_points_to_it():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from .catalogue import find
 from .errors import BudgetError, MethodError, NothingPruned
 from .graph.groups import as_args
 from .graph.walk import parameters_of
-from .methods._weights import Pattern, WeightDecision, WeightMethod, WeightProblem
+from .methods._weights import Pattern, WeightDecision, WeightMethod, WeightProblem, computed_weights
 from .store import BudgetNote, Details, annotate_
 from .surgery.finalize import check_plain
 from .surgery.shrink import clone
 from .train.held_zeros import HeldZeros
 from .train.task import Task, check_task
 from .weight_plan import WeightPlan
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,12 @@ def sparsify(
     problem = weight_problem(model, args, **what, kwargs=kwargs, data=data, task=task, seed=seed)
     asked = problem.budget
     decision = chosen.choose(problem)
+    if computed := computed_weights(model, problem.include):
+        log.warning(
+            "left whole, since torch.nn.utils.parametrize computes them: %s. Make them plain with its "
+            "remove_parametrizations, or name what they are computed from with include=",
+            ", ".join(computed),
+        )
     sparse = clone(decision.model if decision.model is not None else model)
     decision.plan.apply_(sparse)
     if not decision.plan.removed_count and asked.remove > 0:

@@ -188,3 +188,17 @@ def test_gpt2_keeps_its_outputs_on_the_second_axis():
     layer = transformers.pytorch_utils.Conv1D(6, 4)
     (weight,) = prunable_weights(layer)
     assert (weight.row_axis, weight.row_count, weight.input_count) == (1, 6, 4)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_the_lengths_of_old_style_weight_norm_are_no_weights():
+    """A zero there takes a whole filter: half of the weights asked for took 12 of 24 filters."""
+    model = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(2, 4, 3)), nn.utils.weight_norm(nn.Linear(4, 3), dim=None))
+    assert [w.name for w in prunable_weights(model)] == ["0.weight_v", "1.weight_v"]
+
+
+def test_the_weight_of_an_embedding_that_trains_under_spectral_norm_is_not_looked_at():
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Embedding(5, 4)), nn.Linear(4, 2))
+    before = model[0].parametrizations.weight[0]._u.clone()
+    assert [w.name for w in prunable_weights(model)] == ["1.weight"]
+    assert torch.equal(model[0].parametrizations.weight[0]._u, before)

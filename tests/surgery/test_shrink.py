@@ -319,3 +319,15 @@ def test_a_width_written_in_the_code_is_named():
     with pytest.raises(SurgeryError, match=r"at view.*it has to change 10 to 5"):
         halved(model, torch.randn(3, 4))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_look_at_widths_takes_no_step_of_spectral_norms_power_iteration():
+    """A look at the weight takes one in training mode: the smaller model was then not the masked one."""
+    norm = nn.utils.parametrizations.spectral_norm
+    model, x = nn.Sequential(norm(nn.Conv2d(3, 6, 3)), nn.ReLU(), nn.Conv2d(6, 2, 1)), torch.randn(2, 3, 6, 6)
+    graph = trace(model, x)
+    plan = Plan.from_removed({"0": [1, 4]}, graph.widths)
+    small = shrink(model, graph, plan)
+    assert torch.equal(small[0].parametrizations.weight[0]._v, model[0].parametrizations.weight[0]._v)
+    assert all(module.training for module in small.modules())
+    assert verify(model, small, plan, x).is_exact

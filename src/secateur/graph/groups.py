@@ -22,7 +22,7 @@ from .labels import FROZEN, Labels, axes, compact
 from .rules import RULES
 from .rules.attention import keep_heads_whole
 from .rules.convolution import kernel_axes
-from .rules.pointwise import meeting
+from .rules.pointwise import listed, meeting
 from .rules.recurrent import tie_recurrent
 from .select import index_names
 from .tape import Op, Tape, record
@@ -345,10 +345,13 @@ def step(labels: Labels, op: Op, *, strict: bool) -> list[list[Tensor]]:
     rule = RULES.get(op.name)
     if rule is None and torch.Tag.pointwise in op.func.tags:
         rule = meeting
+    products = len(labels.contractions)
     if rule is not None:
         rule(labels, op)
     else:
         _freeze_around(labels, op, strict)
+    is_product = len(labels.contractions) > products
+    labels.note_origin(op, is_product=is_product, is_pointwise=rule in (meeting, listed))
     return [labels.layers.get(ref.number, []) for ref in op.outs()]
 
 

@@ -194,6 +194,7 @@ class Labels:
         self.tie_ops: list[int] = []
         self.grids: list[tuple[Tensor, int]] = []
         self.static: set[int] = set(state)  # tensors that do not depend on the input
+        self.origin: dict[int, int] = {}  # tensor -> the operation whose result it is, or a function of; see `step`
         self.selecting: set[str] = set()  # buffers by which channels are selected
         self.recurrent: set[str] = set()  # paths of recurrent modules, whose gates add up without being a stream
         self.added: list[Tensor] = []  # channels of activations that are added up
@@ -244,9 +245,23 @@ class Labels:
         return True
 
     def is_stream(self, op: Op, refs: list[Ref]) -> bool:
-        """Whether an addition joins two labelled activations: neither comes from weights alone, nor from gates."""
-        joined = [ref for ref in refs if ref.number not in self.static and self.get(ref)]
-        return len(joined) > 1 and op.module not in self.recurrent
+        """Whether an addition joins activations of several layers: x + f(x) does not, nor do a mask or gates."""
+        joined = [ref.number for ref in refs if ref.number not in self.static and self.get(ref)]
+        return len({self.origin[n] for n in joined if n in self.origin}) > 1 and op.module not in self.recurrent
+
+    def note_origin(self, op: Op, *, is_product: bool, is_pointwise: bool) -> None:
+        """Pass on whose result a tensor is: products, norms and what joins several make something new."""
+        refs = [ref.number for ref in op.refs()]
+        moving = [number for number in refs if number not in self.static]
+        reads_weights = bool(moving) and any(self.layers.get(number) for number in refs if number in self.static)
+        origins = {self.origin[number] for number in moving if number in self.origin}
+        is_new = is_product or (reads_weights and not is_pointwise) or len(origins) > 1
+        for ref in op.outs():
+            self.origin.pop(ref.number, None)  # written in place
+            if is_new:
+                self.origin[ref.number] = op.index
+            elif origins:
+                self.origin[ref.number] = min(origins)
 
     def is_uniform(self, ref: Ref) -> bool:
         """Whether every element of the tensor has the same value, whatever its size."""

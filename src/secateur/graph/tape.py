@@ -375,7 +375,6 @@ def record(
         TraceError: the model rejects the input, or returns no tensor.
     """
     check_module(model)
-    _check_parameters(model)
     _check_device(model, (args, kwargs))
     carriers = [carrier] if carrier else [kind for kind in CARRIERS if kind != "real" or _has_data(model)]
     last: Exception | None = None
@@ -423,7 +422,7 @@ def _has_data(model: nn.Module) -> bool:
 
 
 def check_module(model: nn.Module) -> None:
-    """Refuse what is no module, or has tables of tensors that are not Python's: what is swapped in there stays.
+    """Refuse what is no module, has parameters without a shape, or tables of tensors that are not Python's.
 
     Raises:
         TraceError: it is such a model.
@@ -432,16 +431,13 @@ def check_module(model: nn.Module) -> None:
         raise TraceError(f"the model is {type(model).__name__}; expected a torch.nn.Module.")
     for name, module in modules_of(model).items():
         if isinstance(module, torch.jit.ScriptModule):
-            raise TraceError(
+            raise TraceError(  # what is swapped into its tables stays there
                 f"{f'module {name!r}' if name else 'the model'} is compiled by torch.jit, with code and tensors "
                 "that are not Python's: build the model with the Python module instead, and script what comes out."
             )
-
-
-def _check_parameters(model: nn.Module) -> None:
     for name, parameter in parameters_of(model).items():
         if nn.parameter.is_lazy(parameter):
-            raise TraceError(f"{name!r} has no shape yet: run the model once on an input, then trace it.")
+            raise TraceError(f"{name!r} has no shape yet: run the model once on an input first.")
 
 
 def _check_device(model: nn.Module, inputs: Any) -> None:

@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ..budget import Budget
 from ..errors import BudgetError, MethodError, NothingToPrune, UnknownName
@@ -170,8 +172,11 @@ class WeightProblem:
                 "something else: give one of them."
             )
 
-    def weights(self) -> list[Weight]:
+    def weights(self, *, blank: bool = False) -> list[Weight]:
         """Return the parameters that may lose weights, in the model's order.
+
+        Args:
+            blank: whether those on the meta device do, whose shape is all there is.
 
         Raises:
             NothingToPrune: there is none.
@@ -182,12 +187,14 @@ class WeightProblem:
         kept = _protected(self.model, self.protect, [w.name for w in found])
         free = [weight for weight in found if weight.name not in kept]
         if not free:
+            computed = computed_weights(self.model, self.include)
             raise NothingToPrune(
-                f"{len(found)} parameters of the model can lose single weights, and {len(kept)} of them are protected: "
-                "protect less, or name others with include=."
+                f"{len(found)} parameters of the model can lose single weights, and {len(kept)} of them are protected"
+                + (f"; {', '.join(computed)} are computed (torch.nn.utils.parametrize)" if computed else "")
+                + ": protect less, or name others with include=."
             )
         for weight in free:
-            _check_finite(weight)
+            _check_finite(weight, blank=blank)
         return free
 
     def removal_count(self, weights: Iterable[Weight]) -> int:
@@ -208,7 +215,8 @@ class WeightProblem:
 def prunable_weights(model: nn.Module, include: Iterable[str] = ()) -> list[Weight]:
     """Return the weights of linear layers, convolutions, attention and recurrent layers, and those named.
 
-    A weight that is also an embedding's (tied) is left out unless it is named.
+    A weight that is also an embedding's (tied) is left out unless it is named. So are the lengths of old-style
+    ``weight_norm`` (of a filter each), and what a parametrization computes its weight from: see `computed_weights`.
 
     Raises:
         UnknownName: a name in `include` is no parameter.
@@ -216,11 +224,13 @@ def prunable_weights(model: nn.Module, include: Iterable[str] = ()) -> list[Weig
     """
     parameters = parameters_of(model)
     names = {id(tensor): name for name, tensor in parameters.items()}
-    tables = {id(m.weight) for m in modules_of(model).values() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    embeddings = [m for m in modules_of(model).values() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+    tables = {id(module._parameters.get("weight")) for module in embeddings}  # a look at a computed one may change it
     found: dict[str, Weight] = {}
     for path, module in modules_of(model).items():
-        for tensor in module._parameters.values():
-            if tensor is None or tensor.dim() < 2 or id(tensor) in tables or not _is_pruned(module):
+        lengths = {f"{h.name}_g" for h in module._forward_pre_hooks.values() if isinstance(h, WeightNorm)}
+        for leaf, tensor in module._parameters.items():
+            if tensor is None or tensor.dim() < 2 or id(tensor) in tables or not _is_pruned(module) or leaf in lengths:
                 continue
             axis, groups = _layout(module)
             found.setdefault(names[id(tensor)], Weight(names[id(tensor)], path, tensor, axis, groups))
@@ -232,6 +242,24 @@ def prunable_weights(model: nn.Module, include: Iterable[str] = ()) -> list[Weig
         found.setdefault(name, Weight(name, name.rpartition(".")[0], parameters[name]))
     order = {name: position for position, name in enumerate(parameters)}
     return sorted(found.values(), key=lambda weight: order[weight.name])
+
+
+def computed_weights(model: nn.Module, include: Iterable[str] = ()) -> list[str]:
+    """Return the weights of layers that torch.nn.utils.parametrize computes from parameters that nobody named.
+
+    A zero in what they are computed from need not be a zero in the weight.
+
+    >>> computed_weights(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 3))))
+    ['0.weight']
+    """
+    modules, found = modules_of(model), []
+    for path, parts in modules.items():
+        owner, _, leaf = path.rpartition("parametrizations.")
+        if isinstance(parts, ParametrizationList) and _is_pruned(modules[owner.rstrip(".")]):
+            inside = dict(parts.named_parameters(path, recurse=False))
+            if any(tensor.dim() > 1 for tensor in inside.values()) and not inside.keys() & set(include):
+                found.append(owner + leaf)
+    return found
 
 
 def _is_pruned(module: nn.Module) -> bool:
@@ -261,11 +289,17 @@ def _protected(model: nn.Module, protect: Iterable[str], names: list[str]) -> se
     return kept & set(names)
 
 
-def _check_finite(weight: Weight) -> None:
+def _check_finite(weight: Weight, *, blank: bool) -> None:
     tensor = weight.tensor.detach()
     if not tensor.is_floating_point():
         raise MethodError(f"parameter {weight.name!r} is {tensor.dtype}: only real floating-point weights can go.")
-    if tensor.device.type != "meta" and not all(bool(end.isfinite()) for end in torch.aminmax(tensor)):
+    if tensor.device.type == "meta":
+        if not blank:
+            raise MethodError(
+                f"parameter {weight.name!r} is on the meta device and holds no data to score. Load it first."
+            )
+        return
+    if not all(bool(end.isfinite()) for end in torch.aminmax(tensor)):
         raise MethodError(
             f"parameter {weight.name!r} holds NaN or infinite values: nothing can be scored. Repair it first."
         )

@@ -131,7 +131,7 @@ def erk_scope(
     """
     _check(densities)
     problem = WeightProblem(model, budget, protect=tuple(protect), include=tuple(include))
-    return density_scope(problem, problem.weights(), densities)
+    return density_scope(problem, problem.weights(blank=True), densities)
 
 
 @dataclass(frozen=True)

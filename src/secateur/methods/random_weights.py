@@ -50,7 +50,7 @@ class RandomWeights:
             MethodError: weights are not finite real numbers.
             NothingToPrune: no weight is free to go.
         """
-        weights = problem.weights()
+        weights = problem.weights(blank=True)
         generator = torch.Generator().manual_seed(problem.seed)
         scores = {w.name: torch.rand(w.tensor.shape, generator=generator, dtype=torch.float64) for w in weights}
         return WeightDecision(choose(problem, weights, scores, self.scope), scores=scores)

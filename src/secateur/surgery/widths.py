@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..errors import SurgeryError
+from ..graph.tape import set_training
 from ..graph.walk import modules_of
 from .attention import SlimMultiheadAttention
 from .record import AttributeChange
@@ -109,9 +111,22 @@ def native_widths(layer: nn.Module, old: nn.Module | None = None, *, groups: int
     >>> native_widths(nn.Linear(3, 5))
     {'out_features': 5, 'in_features': 3}
     """
-    if groups is not None and isinstance(layer, nn.modules.conv._ConvNd):
-        return _conv_of(layer, groups)
-    return next((widths(layer, old or layer) for kinds, widths in TABLE if isinstance(layer, kinds)), {})
+    with _at_rest(layer):
+        if groups is not None and isinstance(layer, nn.modules.conv._ConvNd):
+            return _conv_of(layer, groups)
+        return next((widths(layer, old or layer) for kinds, widths in TABLE if isinstance(layer, kinds)), {})
+
+
+@contextlib.contextmanager
+def _at_rest(layer: nn.Module) -> Iterator[None]:
+    """Let a layer's weights be read as in evaluation: where spectral norm trains, a look at its weight changes it."""
+    training = [module for module in modules_of(layer).values() if module.training]
+    set_training(layer, False)
+    try:
+        yield
+    finally:
+        for module in training:
+            module.__dict__["training"] = True
 
 
 def apply_native_(small: nn.Module, model: nn.Module, groups: Mapping[str, int]) -> list[AttributeChange]:
