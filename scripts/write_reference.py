@@ -23,7 +23,7 @@ FOLDER = ROOT / "docs" / "reference"
 MEASURED = [
     ROOT / "benchmarks" / "results" / f"{name}_{what}.json"
     for what in ("one_shot", "training_time", "unstructured")
-    for name in ("cifar", "digits")
+    for name in ("cifar", "cifar_vgg", "digits")
 ]
 NOTE = "<!-- Written by scripts/write_reference.py; do not edit. -->"
 PARTS = ("Source:", "Claim:", "Equation:", "Cost:", "Use it when", "Where we differ, and why:")
