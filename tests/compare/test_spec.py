@@ -176,6 +176,23 @@ def test_everything_wrong_is_told_at_once_with_its_line(tmp_path):
     assert len(lines) >= 5
 
 
+def test_a_value_that_cannot_be_is_told_with_what_it_may_be_and_nothing_else(tmp_path):
+    bad = GOOD.replace("{ remove = 0.5, of", "{ remove = 50, of").replace("{ remove = 0.7, of", "{ remove = 70, of")
+    with pytest.raises(ExperimentError) as told:
+        read_experiment(written(tmp_path, bad.replace("seeds = [0, 1]", "seeds = [0, 1.5]")))
+    first, *rows = str(told.value).splitlines()
+    assert "3 things are wrong" in first
+    assert sorted(row.strip().split(":")[0] for row in rows) == ["line 4", "line 5", "line 5"]
+    assert any("1.5" in row for row in rows)
+    assert any("50" in row and "0.5" in row for row in rows)
+    assert any("70" in row and "0.7" in row for row in rows)
+
+
+def test_an_unknown_network_is_told_with_its_line(tmp_path):
+    with pytest.raises(ExperimentError, match=r"1 thing is wrong:\n  line 8: models\.0\.name: .*digits_resnet"):
+        read_experiment(written(tmp_path, GOOD.replace("digits_resnet", "digit_resnet")))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

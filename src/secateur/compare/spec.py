@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_serializer
 
 from .. import data as data_sets
+from .. import models as networks
 from ..budget import WEIGHTS, Budget
 from ..catalogue import CATALOGUE, Entry
 from ..errors import ExperimentError, SecateurError, UnknownName
@@ -234,7 +235,7 @@ def made(raw: Mapping[str, Any], *, where: str = "the experiment", lines: Lines 
     try:
         experiment = Experiment.model_validate(dict(raw))
     except ValidationError as error:
-        problems = [(tuple(e["loc"]), e["msg"][0].lower() + e["msg"][1:]) for e in error.errors()]
+        problems = list(_malformed(error))
     if experiment is not None:
         problems = list(_problems(experiment))
     if problems:
@@ -243,7 +244,9 @@ def made(raw: Mapping[str, Any], *, where: str = "the experiment", lines: Lines 
             f"  {f'line {line}: ' if line else ''}{'.'.join(str(part) for part in place)}: {said}"
             for line, place, said in told
         ]
-        raise ExperimentError(f"{where}: {len(rows)} things are wrong:\n" + "\n".join(rows))
+        raise ExperimentError(
+            f"{where}: {len(rows)} thing{'s are' if len(rows) > 1 else ' is'} wrong:\n" + "\n".join(rows)
+        )
     assert experiment is not None
     return experiment
 
@@ -279,6 +282,22 @@ def _toml(value: Any) -> str:
 Problem = tuple[tuple[str | int, ...], str]
 
 
+def _malformed(error: ValidationError) -> Iterator[Problem]:
+    """Yield what pydantic found, with the values that it found."""
+    for found in error.errors():
+        place, value, said = tuple(found["loc"]), found["input"], found["msg"][0].lower() + found["msg"][1:]
+        if found["type"] == "too_short" and value:
+            continue  # a list whose entries are all wrong counts as empty; each is told by itself
+        if place[-1:] == ("remove",):
+            try:
+                Budget(value)
+            except SecateurError as why:
+                said = str(why).removesuffix(".")
+        elif type(value) in (bool, int, float, str) and found["type"] != "extra_forbidden":
+            said += f", not {value!r}"
+        yield place, said
+
+
 def _problems(experiment: Experiment) -> Iterator[Problem]:
     """Yield everything that a well-formed experiment asks for and that cannot be."""
     for i, model in enumerate(experiment.models):
@@ -312,6 +331,8 @@ def _of_recoveries(names: Sequence[str], place: tuple[str | int, ...]) -> Iterat
 
 
 def _of_model(model: ModelPart, place: tuple[str | int, ...]) -> Iterator[Problem]:
+    if ":" not in model.name and model.name not in networks.names():
+        yield (*place, "name"), str(UnknownName("network of this package", model.name, networks.names()))
     if model.recipe not in RECIPES:
         yield (*place, "recipe"), str(UnknownName("recipe", model.recipe, RECIPES))
         return
