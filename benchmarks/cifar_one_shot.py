@@ -159,6 +159,8 @@ def peer(method: str, problem: Problem) -> Decision:
 def collect(head: dict[str, Any], bench: Bench, seed: int, options: argparse.Namespace) -> None:
     """Run what a result file lacks of one seed, and write each finished row at once."""
     result = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
+    if others := {row["model"] for row in result["rows"]} - {bench.name}:
+        raise SystemExit(f"{options.out} holds rows of {', '.join(others)}: name another --out for {bench.name}.")
     result |= head
     dense = result.setdefault("dense", {}).setdefault(bench.name, {})
     dense[str(seed)] = round(bench.test(bench.model), 2)

@@ -60,8 +60,6 @@ DENSE, SCRATCH = "dense", "scratch"
 CONTROLS = ("random", "l1_filter")
 FROM_SCRATCH = ("network_slimming", "ista_bn", "soft_filter", "structured_sparsity")
 TUNING = 1 / 8  # of the epochs, for fine-tuning
-
-
 SHORT = 1000  # steps
 
 
